@@ -1,0 +1,1 @@
+"""Image, depth and intrinsics operations of the data pipeline."""

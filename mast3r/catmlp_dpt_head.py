@@ -1,0 +1,191 @@
+"""MASt3R heads: a pointmap head plus a local descriptor per pixel from an MLP on the tokens.
+
+Leroy et al., "Grounding Image Matching in 3D with MASt3R" (ECCV 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from croco.models.blocks import Mlp
+from dust3r.heads import HeadOwner, owner_dpt
+from dust3r.heads.linear_head import tokens_to_pixels
+from dust3r.heads.postprocess import RangeMode, reg_dense_conf, reg_dense_depth
+
+
+@dataclass(frozen=True)
+class DescriptorOptions:
+    """How a MASt3R head predicts descriptors.
+
+    Attributes:
+        desc_mode: Activation, 'norm' (unit length).
+        two_confs: Whether descriptors have a confidence of their own.
+        desc_conf_mode: Activation of that confidence; None for the one of the points.
+        hidden_ratio: Hidden width of the MLP as a multiple of its input width.
+    """
+
+    desc_mode: str = "norm"
+    two_confs: bool = False
+    desc_conf_mode: RangeMode | None = None
+    hidden_ratio: float = 4.0
+
+
+class DescriptorOwner(HeadOwner, Protocol):
+    """What a MASt3R head needs to know of its network."""
+
+    descriptor: DescriptorOptions
+
+
+def reg_desc(desc: Tensor, mode: str) -> Tensor:
+    """Activate raw descriptors.
+
+    Args:
+        desc: (..., d) raw values.
+        mode: 'norm': scale to unit length.
+
+    Raises:
+        ValueError: On an unknown mode.
+    """
+    if mode != "norm":
+        raise ValueError(f"desc_mode must be 'norm', got {mode!r}.")
+    return desc / desc.norm(dim=-1, keepdim=True)
+
+
+def postprocess(
+    out: Tensor,
+    depth_mode: RangeMode,
+    conf_mode: RangeMode | None,
+    desc_dim: int | None = None,
+    desc_mode: str = "norm",
+    two_confs: bool = False,
+    desc_conf_mode: RangeMode | None = None,
+) -> dict[str, Tensor]:
+    """Activate the raw output of a MASt3R head.
+
+    Args:
+        out: (B, C, H, W): x, y, z, confidence (with `conf_mode`), `desc_dim` descriptor channels, descriptor
+            confidence (with `two_confs`).
+        depth_mode: See `dust3r.heads.postprocess.reg_dense_depth`.
+        conf_mode: See `dust3r.heads.postprocess.reg_dense_conf`; None for no confidence.
+        desc_dim: Descriptor channels d; None or 0 for none.
+        desc_mode: See `reg_desc`.
+        two_confs: Whether the last channel is a descriptor confidence; else the point confidence serves.
+        desc_conf_mode: Activation of the descriptor confidence, default `conf_mode`.
+
+    Returns:
+        'pts3d' (B, H, W, 3) and as asked 'conf' (B, H, W), 'desc' (B, H, W, d), 'desc_conf' (B, H, W).
+    """
+    maps = out.permute(0, 2, 3, 1)
+    start = 3 + (conf_mode is not None)
+    result = {"pts3d": reg_dense_depth(maps[..., :3], depth_mode)}
+    if conf_mode is not None:
+        result["conf"] = reg_dense_conf(maps[..., 3], conf_mode)
+    if not desc_dim:
+        return result
+    result["desc"] = reg_desc(maps[..., start : start + desc_dim], desc_mode)
+    desc_conf_mode = desc_conf_mode or conf_mode
+    if two_confs and desc_conf_mode is not None:
+        result["desc_conf"] = reg_dense_conf(maps[..., start + desc_dim], desc_conf_mode)
+    elif conf_mode is not None:
+        result["desc_conf"] = result["conf"].clone()
+    return result
+
+
+class CatMLPHead(nn.Module):
+    """A raw pointmap head plus descriptors from an MLP on [encoder token, last decoder token].
+
+    Args:
+        net: The network the head belongs to.
+        desc_dim: Descriptor channels.
+        has_conf: Whether points have a confidence.
+    """
+
+    def __init__(self, net: DescriptorOwner, *, desc_dim: int, has_conf: bool):
+        super().__init__()
+        self.patch_size = net.patch_size
+        self.depth_mode = net.depth_mode
+        self.conf_mode = net.conf_mode if has_conf else None
+        self.desc_dim = desc_dim
+        self.descriptor = net.descriptor
+        width = net.enc_embed_dim + net.dec_embed_dim
+        self.head_local_features = Mlp(
+            width,
+            hidden_features=int(net.descriptor.hidden_ratio * width),
+            out_features=(desc_dim + net.descriptor.two_confs) * net.patch_size**2,
+        )
+
+    def raw_points(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """Raw points and confidence (B, 3 or 4, H, W)."""
+        raise TypeError(f"{type(self).__name__} has no pointmap head; use one of its subclasses.")
+
+    def forward(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """Predict from the token list of the decoder; see `postprocess` for the result."""
+        local = self.head_local_features(torch.cat((decout[0], decout[-1]), dim=-1))
+        local = tokens_to_pixels(local, img_shape, self.patch_size)
+        return postprocess(
+            torch.cat((self.raw_points(decout, img_shape), local), dim=1),
+            self.depth_mode,
+            self.conf_mode,
+            self.desc_dim,
+            self.descriptor.desc_mode,
+            self.descriptor.two_confs,
+            self.descriptor.desc_conf_mode,
+        )
+
+
+class CatMLPDPTHead(CatMLPHead):
+    """Official head: points from a DPT."""
+
+    def __init__(self, net: DescriptorOwner, *, desc_dim: int, has_conf: bool):
+        super().__init__(net, desc_dim=desc_dim, has_conf=has_conf)
+        self.dpt = owner_dpt(net, has_conf=has_conf)
+
+    def raw_points(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """Raw points and confidence (B, 3 or 4, H, W)."""
+        return self.dpt(decout, img_shape)
+
+
+class CatMLPLinearHead(CatMLPHead):
+    """Small-model head: points from one linear layer on the last decoder tokens."""
+
+    def __init__(self, net: DescriptorOwner, *, desc_dim: int, has_conf: bool):
+        super().__init__(net, desc_dim=desc_dim, has_conf=has_conf)
+        self.proj = nn.Linear(net.dec_embed_dim, (3 + has_conf) * net.patch_size**2)
+
+    def raw_points(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """Raw points and confidence (B, 3 or 4, H, W)."""
+        return tokens_to_pixels(self.proj(decout[-1]), img_shape, self.patch_size)
+
+
+_HEADS: dict[str, type[CatMLPHead]] = {"catmlp+dpt": CatMLPDPTHead, "catmlp+linear": CatMLPLinearHead}
+
+
+def mast3r_head_factory(
+    head_type: str, output_mode: str, net: DescriptorOwner, has_conf: bool = False
+) -> nn.Module:
+    """Build a MASt3R head.
+
+    Args:
+        head_type: 'catmlp+dpt' (official) or 'catmlp+linear' (small models).
+        output_mode: 'pts3d+desc<d>' with d descriptor channels, such as 'pts3d+desc24'.
+        net: The network the head belongs to.
+        has_conf: Whether points have a confidence.
+
+    Returns:
+        Module of (token list, (height, width)) that gives a dict of maps.
+
+    Raises:
+        ValueError: On an unknown combination.
+    """
+    digits = output_mode.removeprefix("pts3d+desc")
+    if head_type not in _HEADS or digits == output_mode or not digits.isdigit() or int(digits) < 1:
+        raise ValueError(
+            f"no MASt3R head for head_type={head_type!r} with output_mode={output_mode!r}; choose one of "
+            f"{sorted(_HEADS)} with 'pts3d+desc<channels>'."
+        )
+    return _HEADS[head_type](net, desc_dim=int(digits), has_conf=has_conf)

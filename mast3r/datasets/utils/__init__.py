@@ -1,0 +1,1 @@
+"""Crops and correspondences of the MASt3R data pipeline."""

@@ -1,0 +1,116 @@
+"""Measure matchers on photos with ground truth: `python -m mast3r.evaluate DATA_DIR --baseline rootsift`.
+
+DATA_DIR holds scenes with a `gt.json`, or is a .txt pair list in SuperGlue's or glue-factory's form. The
+table goes to the terminal; `--json` keeps the numbers of every pair, `--pictures` a picture of its matches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mast3r.evaluation.baselines import RootSift
+from mast3r.evaluation.datasets import EvaluationScene, read_pair_list, read_scenes
+from mast3r.evaluation.report import Report, save_reports, table
+from mast3r.evaluation.runner import EvaluationConfig, PairMatcher, evaluate_scenes
+from mast3r.evaluation.scores import Thresholds
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mast3r.evaluate", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "data", type=Path, help="folder of SCENE/gt.json, one such scene, or a .txt pair list"
+    )
+    parser.add_argument(
+        "--weights", default="small", help="small, an official name, a path; none: only the baseline"
+    )
+    parser.add_argument(
+        "--baseline", choices=["rootsift"], nargs="?", const="rootsift", help="also measure this"
+    )
+    parser.add_argument("--scenes", nargs="+", help="names of scenes (default: all with ground truth)")
+    parser.add_argument("--images", type=Path, help="folder of the images of a .txt pair list")
+    parser.add_argument("--max_pairs", type=int, help="at most so many pairs of each scene, evenly spread")
+    parser.add_argument("--max_matches", type=int, help="judge so many most confident matches of a pair")
+    parser.add_argument(
+        "--subsample", type=int, default=8, help="spacing of the search for matches, model pixels"
+    )
+    parser.add_argument(
+        "--matches_only", action="store_true", help="no depth and focal length: half the time"
+    )
+    parser.add_argument("--pose_px", type=float, default=1.0, help="RANSAC threshold of poses, stored pixels")
+    parser.add_argument("--seed", type=int, default=0, help="seed of RANSAC")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--pictures", type=Path, help="draw the matches of each pair into this folder")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = get_args_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        reports = run(args)
+    except (ValueError, OSError, ImportError) as error:  # what is wrong with the user's data or set-up
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(table(reports) + "\n")
+    return 0
+
+
+def run(args: argparse.Namespace) -> list[Report]:
+    """Measure what the flags ask for; the JSON file grows with every matcher."""
+    config = EvaluationConfig(
+        max_pairs=args.max_pairs,
+        max_matches=args.max_matches,
+        thresholds=Thresholds(pose_px=args.pose_px, seed=args.seed),
+        pictures=args.pictures,
+    )
+    scenes = _scenes(args)
+    reports: list[Report] = []
+    for matcher in _matchers(args):
+        reports.append(evaluate_scenes(matcher, scenes, config))
+        if args.json is not None:
+            save_reports(args.json, reports)
+    return reports
+
+
+def _scenes(args: argparse.Namespace) -> list[EvaluationScene]:
+    if args.images is not None:
+        return [read_pair_list(args.data, args.images)]
+    return read_scenes(args.data, args.scenes)
+
+
+def _matchers(args: argparse.Namespace) -> list[PairMatcher]:
+    """The network and the baseline, as asked for."""
+    matchers: list[PairMatcher] = []
+    if args.weights != "none":
+        matchers.append(_network(args))
+    if args.baseline == "rootsift":
+        matchers.append(RootSift())
+    if not matchers:
+        raise ValueError("Nothing to measure: --weights none needs a --baseline.")
+    return matchers
+
+
+def _network(args: argparse.Namespace) -> PairMatcher:
+    # here: the baseline alone runs without torch
+    from dust3r.utils.processes import resolve_device
+    from mast3r.evaluation.networks import NetworkMatcher
+    from mast3r.loading import card_of, load
+    from mast3r.predictor import PairConfig
+
+    model = load(args.weights, device=resolve_device(args.device))
+    config = replace(PairConfig(), subsample=args.subsample)
+    return NetworkMatcher(model, card_of(model).name, config, pointmaps=not args.matches_only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Starting points that let small MASt3R models learn descriptors from scratch."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mast3r.catmlp_dpt_head import CatMLPHead
+from mast3r.model import AsymmetricMASt3R
+
+
+@torch.no_grad()
+def tie_views_and_patch_offsets(
+    model: AsymmetricMASt3R, noise: float = 0.1, generator: torch.Generator | None = None
+) -> None:
+    """Break the plateau of the matching loss at the start of training, in place.
+
+    From a random start, InfoNCE stays at log(N) for a long time: the two views have different decoders and
+    heads, so equal image content gets unrelated descriptors, and each of the p^2 pixels of a patch has its
+    own random projection, so a shift by one pixel changes the descriptor completely. This start makes both
+    views share their weights (they remain free to part), and gives all pixels of a patch the same projection
+    of the token up to a small variation, so that matching by patch works first and offsets come next.
+
+    Args:
+        model: Freshly built model.
+        noise: Standard deviation of the variation inside a patch, relative to that of the projection.
+        generator: Source of randomness on the device of the weights, default the global one.
+
+    Raises:
+        ValueError: If the noise is negative or the model has no descriptor heads.
+    """
+    head = model.downstream_head1
+    if noise < 0 or not isinstance(head, CatMLPHead):
+        raise ValueError(f"expected a MASt3R model and noise >= 0, got a {type(head).__name__} and {noise}.")
+    repeat_patch_projection(
+        head.head_local_features.fc2, model.patch_size**2, noise=noise, generator=generator
+    )
+    model.dec_blocks2.load_state_dict(model.dec_blocks.state_dict())
+    model.downstream_head2.load_state_dict(head.state_dict())
+
+
+def repeat_patch_projection(
+    layer: nn.Linear, positions: int, *, noise: float, generator: torch.Generator | None = None
+) -> None:
+    """Give all `positions` outputs of each channel of `layer` the same weights plus relative noise, in place.
+
+    Args:
+        layer: Linear layer with channels * positions outputs, position fastest.
+        positions: Pixels of a patch, p^2.
+        noise: Standard deviation of the variation relative to that of the shared weights.
+        generator: Source of randomness.
+    """
+    base = layer.weight.unflatten(0, (-1, positions))[:, :1]  # (channels, 1, in)
+    variation = torch.randn(
+        (base.shape[0], positions, base.shape[2]),
+        device=base.device,
+        dtype=base.dtype,
+        generator=generator,
+    )
+    layer.weight.copy_((base + noise * base.std() * variation).flatten(0, 1))
+    layer.bias.copy_(layer.bias.unflatten(0, (-1, positions))[:, :1].expand(-1, positions).flatten())
