@@ -165,12 +165,8 @@ def bench(kind: str, width: int, height: int, arguments: argparse.Namespace, net
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--sizes", nargs="+", default=["224x224", "512x384", "1024x768"], help="WxH of the maps"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["224x224", "512x384", "1024x768"], help="WxH of the maps")
     parser.add_argument("--pairs", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--fields", nargs="+", default=["moved", "unrelated", "white"])
     parser.add_argument("--subsample", type=int, default=8)
@@ -193,10 +189,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.clock == "cpu":
         CLOCK[0] = time.process_time
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}, "
-        f"torch {torch.__version__}"
-    )
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}, torch {torch.__version__}")
     print("size     pairs      field    ours/ms     ref/ms   faster   GFLOP  prod/ms  x prod   x net  same")
     for size in arguments.sizes:
         width, height = (int(side) for side in size.split("x"))

@@ -263,7 +263,7 @@ def _read_pickle(path: Path) -> Checkpoint:
         )
     if isinstance(content.get("croco_kwargs"), dict):
         return _checkpoint(path, weights, "CroCoNet", content["croco_kwargs"])
-    text = getattr(content.get("args"), "model", None)
+    text = getattr(content.get("args"), "model", None) or content.get("model_name")
     if not isinstance(text, str):
         return _checkpoint(path, weights, None, None)
     try:

@@ -15,7 +15,7 @@ from dust3r.utils.processes import World
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run with one image size. The overlap range widens linearly inside it.
+    """A part of the run with one image size. Overlap and difficulty change linearly inside it.
 
     Attributes:
         until: fraction of the run at which the stage ends, in (0, 1].
@@ -24,6 +24,8 @@ class Stage:
         batch_size: pairs per process and micro-batch; None takes `TrainConfig.batch_size`.
         overlap_start: (lowest, highest) share of view 1 that view 2 sees, at the stage's beginning.
         overlap_end: the same at its end.
+        difficulty: how much lighting, camera response, roll and focal length differ between the views, 0 to 1,
+            at the stage's beginning and end.
     """
 
     until: float = 1.0
@@ -32,6 +34,7 @@ class Stage:
     batch_size: int | None = None
     overlap_start: tuple[float, float] = (0.05, 0.95)
     overlap_end: tuple[float, float] = (0.05, 0.95)
+    difficulty: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class BatchRequest:
         height: image height in pixels.
         width: image width in pixels.
         overlap: (lowest, highest) share of view 1 that view 2 sees.
+        difficulty: how much the views differ apart from that, 0 to 1.
     """
 
     seed: int
@@ -145,6 +149,7 @@ class BatchRequest:
     height: int
     width: int
     overlap: tuple[float, float]
+    difficulty: float = 1.0
 
 
 def batch_request(config: TrainConfig, *, fraction: float, index: int, world: World) -> BatchRequest:
@@ -168,4 +173,5 @@ def batch_request(config: TrainConfig, *, fraction: float, index: int, world: Wo
         height=stage.height,
         width=stage.width,
         overlap=(low, high),
+        difficulty=(1 - t) * stage.difficulty[0] + t * stage.difficulty[1],
     )

@@ -156,17 +156,14 @@ def baseline_length(
     depths = (-(np.cross(t, rays1) * normal).sum(1) / square, (np.cross(rays0, t) * normal).sum(1) / square)
     usable = (depths[0] > 0) & (depths[1] > 0) & (parallax > _MIN_PARALLAX_DEG)
     ratios = [
-        seen.sample(xy)[usable, 2] / depth[usable]
-        for seen, xy, depth in zip(own, (matches.xy0, matches.xy1), depths)
+        seen.sample(xy)[usable, 2] / depth[usable] for seen, xy, depth in zip(own, (matches.xy0, matches.xy1), depths)
     ]
     known = np.concatenate(ratios)
     known = known[np.isfinite(known) & (known > 0)]
     return float(np.median(known)) if len(known) >= _MIN_RATIOS else None
 
 
-def pose_from_pointmap(
-    matches: Matches, cameras: tuple[Camera, Camera], other: SeenMap, *, seed: int = 0
-) -> PairPose:
+def pose_from_pointmap(matches: Matches, cameras: tuple[Camera, Camera], other: SeenMap, *, seed: int = 0) -> PairPose:
     """Pose of camera 1 from its pixels and their points in camera 0's frame.
 
     Args:

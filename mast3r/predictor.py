@@ -85,13 +85,12 @@ class PairConfig:
         if self.max_matches is not None and self.max_matches < 0:
             raise ValueError(f"max_matches must be None or not negative, got {self.max_matches}.")
         if not 0 <= self.min_confidence_percentile <= 100:
-            raise ValueError(
-                f"min_confidence_percentile must be in 0..100, got {self.min_confidence_percentile}."
-            )
+            raise ValueError(f"min_confidence_percentile must be in 0..100, got {self.min_confidence_percentile}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be None or a positive number of pixels, got {self.image_size}.")
         if self.border_px < 0 or not self.ransac_px > 0:
             raise ValueError(
-                "border_px must not be negative and ransac_px positive, "
-                f"got {self.border_px} and {self.ransac_px}."
+                f"border_px must not be negative and ransac_px positive, got {self.border_px} and {self.ransac_px}."
             )
 
     def changed(self, **options: Any) -> PairConfig:
@@ -126,9 +125,7 @@ class _Seen:
         return Pointmap(self.points.cpu().numpy(), self.confidence.cpu().numpy(), frame)
 
 
-_Order = tuple[
-    _Seen, _Seen
-]  # of the first and the second image of that order; points in the first one's frame
+_Order = tuple[_Seen, _Seen]  # of the first and the second image of that order; points in the first one's frame
 _Tokens = tuple[Tensor, Tensor]  # features (1, N, C) and positions (1, N, 2)
 
 
@@ -269,7 +266,10 @@ def fit_whole_image(image: Image, side: int, patch_size: int = 16) -> tuple[np.n
 
     Raises:
         ImageError: If the image is more elongated than 8 to 1.
+        ValueError: If `side` is smaller than a patch.
     """
+    if side < patch_size:
+        raise ValueError(f"side must be at least one patch of {patch_size} px, got {side}.")
     aspect = image.width / image.height
     if not 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
         raise ImageError(
@@ -342,9 +342,7 @@ def _decode_together(
 def _seen(maps: dict[str, Tensor], row: int) -> _Seen:
     """Row `row` of a head's output."""
     if "desc" not in maps:
-        raise ValueError(
-            f"This model predicts {', '.join(maps)} but no descriptors to match; load a MASt3R model."
-        )
+        raise ValueError(f"This model predicts {', '.join(maps)} but no descriptors to match; load a MASt3R model.")
     desc_confidence = maps.get("desc_conf", maps["conf"])
     return _Seen(*(m[row].float() for m in (maps["pts3d"], maps["conf"], maps["desc"], desc_confidence)))
 
@@ -379,12 +377,8 @@ def _match_maps(seen0: _Seen, seen1: _Seen, config: PairConfig) -> tuple[Tensor,
     xy0, xy1, _ = extract_correspondences_nonsym(
         seen0.desc, seen1.desc, seen0.desc_confidence, seen1.desc_confidence, subsample=config.subsample
     )
-    confidence0, confidence1 = (
-        seen.desc_confidence[xy[:, 1], xy[:, 0]] for seen, xy in ((seen0, xy0), (seen1, xy1))
-    )
-    refined = (
-        refine_matches(seen0.desc, seen1.desc, xy0, xy1) if config.subpixel and len(xy0) else xy1.float()
-    )
+    confidence0, confidence1 = (seen.desc_confidence[xy[:, 1], xy[:, 0]] for seen, xy in ((seen0, xy0), (seen1, xy1)))
+    refined = refine_matches(seen0.desc, seen1.desc, xy0, xy1) if config.subpixel and len(xy0) else xy1.float()
     return xy0, xy1, refined, (confidence0 * confidence1).sqrt()
 
 

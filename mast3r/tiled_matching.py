@@ -189,9 +189,7 @@ def plan_tiles(
 ) -> list[tuple[Tile, Tile]]:
     """Pairs of tiles to match, ordered so that pairs with a common tile follow each other."""
     if len(coarse_matches) > MAX_COARSE_MATCHES:
-        coarse_matches = coarse_matches.filter(
-            np.linspace(0, len(coarse_matches) - 1, MAX_COARSE_MATCHES).round()
-        )
+        coarse_matches = coarse_matches.filter(np.linspace(0, len(coarse_matches) - 1, MAX_COARSE_MATCHES).round())
     sizes = (coarse_matches.size0, coarse_matches.size1)
     tile_sizes = [matcher.tile_size(size) for size in sizes]
     resolutions = [_window_shape(tile, size) for tile, size in zip(tile_sizes, sizes)]

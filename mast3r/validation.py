@@ -33,6 +33,7 @@ class PairEngine(Protocol):
         width: int,
         overlap: tuple[float, float],
         n_corres: int,
+        difficulty: float = 1.0,
     ) -> tuple[View, View]:
         """Two training views of `batch_size` rows."""
         ...

@@ -25,7 +25,7 @@ class PlaneEngine:
     def __init__(self, *options):
         self.calls = 0
 
-    def pairs(self, seed, batch_size, *, height, width, overlap=(0, 1), n_corres=1):
+    def pairs(self, seed, batch_size, *, height, width, overlap=(0, 1), n_corres=1, difficulty=1.0):
         self.calls += 1
         generator = torch.Generator().manual_seed(seed % 2**62)
         draws = torch.rand(batch_size, 3, generator=generator) - 0.5

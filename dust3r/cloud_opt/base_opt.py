@@ -66,6 +66,7 @@ class BasePCOptimizer(nn.Module):
     conf: Tensor
     conf_trf: Callable[[Tensor], Tensor]
     _edge_images: Tensor  # (E, 2)
+    _edge_share: Tensor  # (E,) part of each edge in the mean log scale
     _areas: Tensor  # (N,) pixels per image
     _grid: Tensor  # (N, 2, P) pixel coordinates
     _centers: Tensor  # (N, 2) centres of the images
@@ -142,9 +143,11 @@ class BasePCOptimizer(nn.Module):
         self.register_buffer("conf", pairs.conf, persistent=False)
         weights = self.conf_trf(pairs.conf).nan_to_num(nan=0.0).clamp(min=0) * (pairs.conf > 0)
         self.register_buffer("weights", weights, persistent=False)
-        self.register_buffer(
-            "_edge_images", torch.tensor(self.edges, device=weights.device), persistent=False
-        )
+        self.register_buffer("_edge_images", torch.tensor(self.edges, device=weights.device), persistent=False)
+        # An edge without weight must not pull at the others through the common scale.
+        live = (weights.sum(dim=(1, 2)) > 0).float()
+        live = live if bool(live.any()) else torch.ones_like(live)
+        self.register_buffer("_edge_share", live / live.sum(), persistent=False)
         areas = torch.tensor([h * w for h, w in self.imshapes], device=weights.device, dtype=torch.float32)
         self.register_buffer("_areas", areas, persistent=False)
         grid = torch.zeros(self.n_imgs, 2, area, device=weights.device)
@@ -170,9 +173,7 @@ class BasePCOptimizer(nn.Module):
         self.im_poses = poses(n, 7)
         self.im_depthmaps = nn.Parameter(torch.randn(n, self._grid.shape[-1], device=device) / 10 - 3)
         sides = torch.tensor([[max(shape)] for shape in self.imshapes], device=device)
-        self.im_focals = nn.Parameter(
-            (config.focal_break * sides.float().log()).repeat(1, 1 + config.fx_and_fy)
-        )
+        self.im_focals = nn.Parameter((config.focal_break * sides.float().log()).repeat(1, 1 + config.fx_and_fy))
         self.im_pp = nn.Parameter(torch.zeros(n, 2, device=device), requires_grad=config.optimize_pp)
         centers = [[width / 2, height / 2] for height, width in self.imshapes]
         self.register_buffer("_centers", torch.tensor(centers, device=device), persistent=False)
@@ -310,7 +311,8 @@ class BasePCOptimizer(nn.Module):
         """The factor that gives the edge scales the geometric mean `base_scale`."""
         if not self.norm_pw_scale:
             return self.pw_poses.new_tensor(1.0)
-        return (math.log(self.config.base_scale) - self.pw_poses[:, 7].mean()).exp()
+        mean = (self._edge_share * self.pw_poses[:, 7]).sum()
+        return (math.log(self.config.base_scale) - mean).exp()
 
     def get_pw_scale(self) -> Tensor:
         """(E,) scale of each edge."""
@@ -427,9 +429,7 @@ class BasePCOptimizer(nn.Module):
             raise ValueError(f"Got {len(rows)} {what} for {len(images)} selected images; give one each.")
         for image, value in zip(images, rows):
             if (shape and tuple(value.shape) != shape) or not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"Fixed {what} must be finite of shape {shape}, got {value} for image {image}."
-                )
+                raise ValueError(f"Fixed {what} must be finite of shape {shape}, got {value} for image {image}.")
             yield image, value.to(self.device)
 
     @torch.no_grad()

@@ -26,9 +26,7 @@ class FixedRows(nn.Module):
     def __init__(self, free: Tensor) -> None:
         super().__init__()
         self.register_buffer("value", torch.zeros_like(free), persistent=False)
-        self.register_buffer(
-            "known", torch.zeros(len(free), dtype=torch.bool, device=free.device), persistent=False
-        )
+        self.register_buffer("known", torch.zeros(len(free), dtype=torch.bool, device=free.device), persistent=False)
         self.count = 0
 
     @property

@@ -83,9 +83,10 @@ def init_minimum_spanning_tree(scene: BasePCOptimizer, niter_PnP: int = 10) -> N
         scene: The aligner. Fixed focals, poses, principal points and depths are used and kept.
         niter_PnP: RANSAC rounds for images whose pose no tree edge gives.
     """
-    placement = _grow_forest(scene)
+    ranking = rank_edges(scene)
+    placement = _grow_forest(scene, ranking)
     points = [map_ for map_ in placement.points if map_ is not None]
-    focals = _own_focals(scene)
+    focals = _own_focals(scene, ranking)
     poses: list[Tensor] = []
     for image in range(scene.n_imgs):
         pose = placement.poses[image]
@@ -115,26 +116,35 @@ def maximum_spanning_forest(edges: Sequence[Edge], scores: Sequence[float], n_im
     return chosen
 
 
-def trusted_scores(scene: BasePCOptimizer) -> list[float]:
-    """Score of each edge: its confidence, and next to nothing if it contradicts the same pair's other direction.
+@dataclass(frozen=True)
+class EdgeRanking:
+    """How far to rely on each edge.
+
+    Attributes:
+        scores: Mean confidence of image i times that of j, lowered for edges not trusted.
+        trusted: Whether the edge has usable predictions that the pair's other direction does not contradict.
+    """
+
+    scores: list[float]
+    trusted: list[bool]
+
+
+def rank_edges(scene: BasePCOptimizer) -> EdgeRanking:
+    """Rank edges by confidence, those that the pair's other direction contradicts last.
 
     An overconfident prediction of unrelated images would otherwise become a branch of the tree, or its root.
     """
-    scores = scene.edge_scores().tolist()
     position = {edge: e for e, edge in enumerate(scene.edges)}
+    trusted = [True] * scene.n_edges
     for e, (i, j) in enumerate(scene.edges):
         reverse = position.get((j, i))
-        if reverse is not None and i > j:
-            continue  # the pair was judged with its other direction
         if reverse is None:
-            trusted = bool(scene.edge_conf(e, 0).any() and scene.edge_conf(e, 1).any())
-        else:
-            trusted = _directions_disagree(scene, e, reverse) <= _MAX_DISAGREEMENT
-        if not trusted:
-            for edge in (e, reverse):
-                if edge is not None:
-                    scores[edge] *= _DISTRUST
-    return scores
+            trusted[e] = bool(scene.edge_conf(e, 0).any() and scene.edge_conf(e, 1).any())
+        elif i < j:  # one judgement for both directions
+            trusted[e] = _directions_disagree(scene, e, reverse) <= _MAX_DISAGREEMENT
+            trusted[reverse] = trusted[e]
+    scores = scene.edge_scores().tolist()
+    return EdgeRanking([s if good else _DISTRUST * s for s, good in zip(scores, trusted)], trusted)
 
 
 def _directions_disagree(scene: BasePCOptimizer, forward: int, backward: int) -> float:
@@ -145,23 +155,21 @@ def _directions_disagree(scene: BasePCOptimizer, forward: int, backward: int) ->
     return registration_error(source, target, torch.cat([c.flatten() for c in conf]))
 
 
-def _grow_forest(scene: BasePCOptimizer) -> _Placement:
+def _grow_forest(scene: BasePCOptimizer, ranking: EdgeRanking) -> _Placement:
     """Place the point maps of all images, one frame per connected component."""
-    queue = maximum_spanning_forest(scene.edges, trusted_scores(scene), scene.n_imgs)
+    queue = maximum_spanning_forest(scene.edges, ranking.scores, scene.n_imgs)
     components = scene.n_imgs - len(queue)
     if components > 1:
         logger.warning("The pairs form %d separate groups; each is placed in its own frame.", components)
     placement = _Placement([None] * scene.n_imgs, [None] * scene.n_imgs)
     while queue:
-        attachable = (
-            e for e in queue if any(placement.points[image] is not None for image in scene.edges[e])
-        )
+        attachable = (e for e in queue if any(placement.points[image] is not None for image in scene.edges[e]))
         e = next(attachable, None)
         if e is None:
             e = queue[0]
             _plant(scene, placement, e)
         else:
-            _attach(scene, placement, e)
+            _attach(scene, placement, e, tells_pose=ranking.trusted[e])
         queue.remove(e)
     return placement
 
@@ -172,7 +180,7 @@ def _plant(scene: BasePCOptimizer, placement: _Placement, e: int) -> None:
     placement.poses[i] = torch.eye(4, device=scene.device)
 
 
-def _attach(scene: BasePCOptimizer, placement: _Placement, e: int) -> None:
+def _attach(scene: BasePCOptimizer, placement: _Placement, e: int, *, tells_pose: bool) -> None:
     """Move both maps of an edge by the similarity that its shared image gives."""
     i, j = scene.edges[e]
     side, image, other = (0, i, j) if placement.points[i] is not None else (1, j, i)
@@ -180,16 +188,16 @@ def _attach(scene: BasePCOptimizer, placement: _Placement, e: int) -> None:
     assert target is not None
     similarity = rigid_points_registration(scene.edge_points(e, side), target, scene.edge_conf(e, side))
     placement.points[other] = move_points(similarity, scene.edge_points(e, 1 - side))
-    if placement.poses[i] is None:  # the predictions of an edge are in the frame of its first image
+    if tells_pose and placement.poses[i] is None:  # the predictions of an edge are in the frame of its first image
         placement.poses[i] = sRT_to_4x4(1.0, similarity[1], similarity[2], scene.device)
 
 
-def _own_focals(scene: BasePCOptimizer) -> list[float | None]:
+def _own_focals(scene: BasePCOptimizer, ranking: EdgeRanking) -> list[float | None]:
     """Given focals, else those of the surest edge in whose frame an image is; None without such an edge."""
     focals: list[float | None] = [None] * scene.n_imgs
     known, values = scene.get_known_focal_mask(), scene.get_focals().mean(dim=1)
     centers = scene.get_principal_points()
-    for e in scene.edge_scores().argsort(descending=True).tolist():
+    for e in sorted(range(scene.n_edges), key=lambda e: -ranking.scores[e]):
         i = scene.edges[e][0]
         if focals[i] is None and not known[i]:
             focal = estimate_focal(scene.edge_points(e, 0), centers[i])
@@ -273,10 +281,9 @@ def _scene_scale(scene: BasePCOptimizer, points: Sequence[Tensor], poses: Sequen
         return torch.cat([ratio.flatten() for ratio in ratios]).median()
     edges = enumerate(scene.edges)
     scales = [
-        rigid_points_registration(scene.edge_points(e, 0), points[i], scene.edge_conf(e, 0))[0]
-        for e, (i, _) in edges
+        rigid_points_registration(scene.edge_points(e, 0), points[i], scene.edge_conf(e, 0))[0] for e, (i, _) in edges
     ]
-    return scene.config.base_scale / torch.stack(scales).log().mean().exp()
+    return scene.config.base_scale / (scene._edge_share * torch.stack(scales).log()).sum().exp()
 
 
 @torch.no_grad()
@@ -322,9 +329,7 @@ def _edge_from_known(scene: BasePCOptimizer, e: int, rounds: int) -> tuple[Tenso
     focal, center = scene.get_focals()[j].mean(), scene.get_principal_points()[j]
     solution = fast_pnp(scene.edge_points(e, 1), focal, mask, scene.device, center, rounds)
     if solution is None:
-        scene.problems.setdefault(
-            j, f"PnP failed for pair {(i, j)}; the known relative pose is used unscaled"
-        )
+        scene.problems.setdefault(j, f"PnP failed for pair {(i, j)}; the known relative pose is used unscaled")
         logger.warning("Image %d: %s.", j, scene.problems[j])
         return inv(known[i]) @ known[j], (known.new_tensor(1.0), known[i, :3, :3], known[i, :3, 3])
     poses = torch.stack([identity, solution[1]])

@@ -51,13 +51,9 @@ class PairViewer(BasePCOptimizer):
         root = 0 if scores[edges[0]] > scores[edges[1]] else 1
         other, e = 1 - root, edges[root]
         mask = confident_pixels(self.im_conf[other], self.min_conf_thr)
-        found = fast_pnp(
-            self.edge_points(e, 1), focals[other], mask, self.device, centers[other], _PNP_ROUNDS
-        )
+        found = fast_pnp(self.edge_points(e, 1), focals[other], mask, self.device, centers[other], _PNP_ROUNDS)
         if found is None:
-            self.problems[other] = (
-                "no camera pose explains its points (PnP failed); it is left at the other's"
-            )
+            self.problems[other] = "no camera pose explains its points (PnP failed); it is left at the other's"
             logger.warning("Image %d: %s.", other, self.problems[other])
         identity = torch.eye(4, device=self.device)
         relative = identity if found is None else found[1]

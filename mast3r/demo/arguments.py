@@ -14,9 +14,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="demo.py",
         description="3D points, matches and cameras of two photos. Without photos it serves a page.",
     )
-    parser.add_argument(
-        "photos", nargs="*", type=Path, metavar="PHOTO", help="two photos, or none for the page"
-    )
+    parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="two photos, or none for the page")
     _add_output(parser.add_argument_group("result of two photos"))
     _add_model(parser.add_argument_group("model"))
     _add_page(parser.add_argument_group("page"))

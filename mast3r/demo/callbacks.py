@@ -94,8 +94,7 @@ def read_upload(path: str, name: str) -> Image:
         pixels = 0  # read_image finds the words for it
     if pixels > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {pixels / 1e6:.0f} million pixels; this page takes up to "
-            f"{MAX_PIXELS / 1e6:.0f} million."
+            f"{name} has {pixels / 1e6:.0f} million pixels; this page takes up to {MAX_PIXELS / 1e6:.0f} million."
         )
     try:
         return read_image(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,11 +111,12 @@ def _run_photos(args: argparse.Namespace) -> None:
 def _run_page(args: argparse.Namespace) -> None:
     if args.retrieval_model:
         logger.warning("--retrieval_model is not used: the page shows pairs of photos")
+    signal.signal(signal.SIGTERM, _stop)
     main_demo(
         args.tmp_dir,
         _load(args),
         args.retrieval_model,
-        resolve_device(args.device),
+        _device(args.device),
         args.image_size,
         args.server_name or ("0.0.0.0" if args.local_network else "127.0.0.1"),
         args.server_port,
@@ -125,7 +127,23 @@ def _run_page(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> AsymmetricMASt3R:
-    return load(args.model_name or args.weights, device=resolve_device(args.device))
+    return load(args.model_name or args.weights, device=_device(args.device))
+
+
+def _device(name: str) -> torch.device:
+    """The device, after a try: what is missing shows only when it is used."""
+    try:
+        device = resolve_device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {name!r} cannot be used here ({reason}); try --device auto.") from error
+    return device
+
+
+def _stop(*_: object) -> None:
+    """On SIGTERM leave as on Ctrl-C, so that temporary files go."""
+    raise SystemExit(0)
 
 
 def _set_up_logging(*, silent: bool) -> None:

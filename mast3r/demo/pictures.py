@@ -44,9 +44,7 @@ def map_pictures(result: PairResult, i: int) -> tuple[PIL.Image.Image, PIL.Image
 
 def maps_picture(result: PairResult, *, height: int = 320) -> PIL.Image.Image:
     """Per photo a row: what the model saw, depth, confidence."""
-    rows = [
-        _beside([PIL.Image.fromarray(result.colors(i)), *map_pictures(result, i)], height) for i in (0, 1)
-    ]
+    rows = [_beside([PIL.Image.fromarray(result.colors(i)), *map_pictures(result, i)], height) for i in (0, 1)]
     width = max(row.shape[1] for row in rows)
     parts = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=24) for row in rows]
     return PIL.Image.fromarray(np.concatenate(parts)[:-_GAP])

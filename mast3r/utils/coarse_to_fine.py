@@ -75,9 +75,7 @@ class WindowPairs:
 
     def extended(self, other: WindowPairs) -> WindowPairs:
         """These pairs followed by others over the same matches."""
-        joined = (
-            np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("boxes0", "boxes1", "weights")
-        )
+        joined = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("boxes0", "boxes1", "weights"))
         return WindowPairs(*joined)
 
 
@@ -118,9 +116,7 @@ def _window_side(side: int, size: int, longest: int) -> int:
     return min(side, max(WINDOW_MULTIPLE, rounded))
 
 
-def normalise_windows(
-    boxes: np.ndarray, shape: Sequence[int], resolution: tuple[int, int] | None = None
-) -> np.ndarray:
+def normalise_windows(boxes: np.ndarray, shape: Sequence[int], resolution: tuple[int, int] | None = None) -> np.ndarray:
     """Give windows the size the network wants, keep their centres, move them inside the image.
 
     Args:

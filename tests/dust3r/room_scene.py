@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-_BALLS = np.array(
-    [(0.6, 0.3, 2.2, 0.5), (-0.9, 0.5, 2.8, 0.6), (0.2, -0.6, 3.2, 0.4), (1.3, -0.2, 3.0, 0.45)]
-)
+_BALLS = np.array([(0.6, 0.3, 2.2, 0.5), (-0.9, 0.5, 2.8, 0.6), (0.2, -0.6, 3.2, 0.4), (1.3, -0.2, 3.0, 0.45)])
 _ROOM = np.array([(-2.5, -1.5, -2.0), (2.5, 1.5, 4.5)])
 
 
@@ -66,9 +64,7 @@ def _render(K: np.ndarray, pose: np.ndarray, height: int, width: int) -> RoomVie
     return RoomView(K, pose, points, np.sin(2 * points).transpose(2, 0, 1))
 
 
-def perfect_output(
-    views: list[RoomView], edges: list[tuple[int, int]], *, seed: int = 0, conf: float = 10.0
-) -> dict:
+def perfect_output(views: list[RoomView], edges: list[tuple[int, int]], *, seed: int = 0, conf: float = 10.0) -> dict:
     """What `inference` would return for a flawless network: exact points, each edge at a scale of its own."""
     rng = np.random.default_rng(seed)
     points: tuple[list, list] = ([], [])
@@ -110,9 +106,7 @@ def pose_errors(poses: np.ndarray, true: np.ndarray, *, align: bool = True) -> t
         rotations = R @ poses[:, :3, :3]
     else:
         centers, rotations = poses[:, :3, 3], poses[:, :3, :3]
-    trace = np.einsum("nij,nij->n", rotations, true[:, :3, :3])
     sine = np.linalg.norm(rotations - true[:, :3, :3], axis=(1, 2)) / np.sqrt(8)
     angles = np.degrees(2 * np.arcsin(np.clip(sine, 0, 1)))
-    assert trace.shape == angles.shape
     size = np.linalg.norm(_ROOM[1] - _ROOM[0])
     return angles, np.linalg.norm(centers - true[:, :3, 3], axis=1) / size

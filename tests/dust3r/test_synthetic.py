@@ -108,7 +108,7 @@ def test_every_family_renders(family):
 
 
 def test_flat_photos_are_related_by_a_homography():
-    view1, view2 = only("planar").pairs(2, 2, height=64, width=64, overlap=(0.5, 0.9), n_corres=256)
+    view1, _view2 = only("planar").pairs(2, 2, height=64, width=64, overlap=(0.5, 0.9), n_corres=256)
     for b in range(2):
         valid = view1["valid_corres"][b]
         normal = torch.linalg.svd(torch.cov(view1["pts3d"][b][view1["valid_mask"][b]].T))[1]

@@ -128,9 +128,7 @@ def test_selected_pairs_hold_the_same_content(scale, dx, n, seed):
     xy1 = xy0 * scale + (dx, 20)
     keep = ((xy1 >= 0) & (xy1 < (2000, 1500))).all(1)
     xy0, xy1 = xy0[keep], xy1[keep]
-    pairs = select_window_pairs(
-        (1200, 1600), (1500, 2000), xy0, xy1, resolution0=(384, 512), resolution1=(384, 512)
-    )
+    pairs = select_window_pairs((1200, 1600), (1500, 2000), xy0, xy1, resolution0=(384, 512), resolution1=(384, 512))
     together = [inside(a, xy0) & inside(b, xy1) for a, b in pairs]
     assert all(t.sum() >= 1 for t in together)
 

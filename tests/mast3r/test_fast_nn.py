@@ -56,9 +56,7 @@ def test_golden_fast_reciprocal_nns(golden):
     tags = [t for t in g.meta["cases"] if t.startswith(("sub", "init"))]
     assert tags
     for tag in tags:
-        found = fast_reciprocal_NNs(
-            g.tensors["A"], g.tensors["B"], **options(tag, g.meta["cases"][tag], g.tensors)
-        )
+        found = fast_reciprocal_NNs(g.tensors["A"], g.tensors["B"], **options(tag, g.meta["cases"][tag], g.tensors))
         assert all(isinstance(f, np.ndarray | tuple) for f in found)
         assert_same(found, g, tag)
 
@@ -84,9 +82,7 @@ def test_golden_extraction(golden):
 
 def width_of(flat, xy: torch.Tensor) -> int:
     """The image width for which flat indices and coordinates agree; the fixture does not name it."""
-    return next(
-        w for w in range(1, 10_000) if np.array_equal(xy[:, 1] * w + xy[:, 0], flat) and w > xy[:, 0].max()
-    )
+    return next(w for w in range(1, 10_000) if np.array_equal(xy[:, 1] * w + xy[:, 0], flat) and w > xy[:, 0].max())
 
 
 def test_golden_merge(golden):
@@ -110,9 +106,7 @@ def test_golden_float_descriptors(golden):
 # The fast path against the reference
 
 
-def smooth_field(
-    seed: int, H: int, W: int, D: int, cell: int, noise: float = 0.0, scale: float = 40
-) -> torch.Tensor:
+def smooth_field(seed: int, H: int, W: int, D: int, cell: int, noise: float = 0.0, scale: float = 40) -> torch.Tensor:
     """Integer-valued smooth field: every dot product is exact, and small scales give many ties."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.randn(1, D, H // cell + 2, W // cell + 2, generator=generator)
@@ -149,9 +143,7 @@ def test_reciprocal_equals_reference(seed, shape0, shape1, D, cell, scale, dist,
     map0 = smooth_field(seed, *shape0, D, cell, scale=scale)
     map1 = smooth_field(seed + 1, *shape1, D, cell, scale=scale)
     found = match_reciprocal(map0, map1, start=subsample, dist=dist)
-    grid = torch.arange(shape0[0] * shape0[1]).view(shape0)[
-        subsample // 2 :: subsample, subsample // 2 :: subsample
-    ]
+    grid = torch.arange(shape0[0] * shape0[1]).view(shape0)[subsample // 2 :: subsample, subsample // 2 :: subsample]
     expected = reference_reciprocal(map0, map1, grid.flatten(), dist=dist)
     assert list(zip(found.index0.tolist(), found.index1.tolist())) == expected
 

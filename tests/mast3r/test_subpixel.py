@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from mast3r.subpixel import descriptor_peak, neighbourhood, paraboloid_peak, refine_matches
 
 
-def wave_field(
-    x: torch.Tensor, y: torch.Tensor, seed: int = 0, D: int = 24, wavelength: float = 24.0
-) -> torch.Tensor:
+def wave_field(x: torch.Tensor, y: torch.Tensor, seed: int = 0, D: int = 24, wavelength: float = 24.0) -> torch.Tensor:
     """Smooth unit-norm descriptors at any (also fractional) position."""
     g = torch.Generator().manual_seed(seed)
     frequency = torch.randn(D, 4, 2, generator=g, dtype=torch.float64) * 2 * torch.pi / wavelength / 2
@@ -77,9 +75,7 @@ def test_flat_saddle_and_far_peaks_stay():
     values = torch.stack([torch.zeros(3, 3), x * y, x**2 + y**2, -((x - 5) ** 2) - y**2])
     assert not paraboloid_peak(values).any()
     assert descriptor_peak(torch.ones(1, 4), torch.ones(1, 3, 3, 4)).abs().max() < 1e-6
-    assert not descriptor_peak(
-        torch.full((1, 4), 9.0), torch.arange(9.0).view(1, 3, 3, 1).expand(1, 3, 3, 4)
-    ).any()
+    assert not descriptor_peak(torch.full((1, 4), 9.0), torch.arange(9.0).view(1, 3, 3, 1).expand(1, 3, 3, 4)).any()
 
 
 def test_border_matches_stay():

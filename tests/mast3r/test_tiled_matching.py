@@ -44,8 +44,7 @@ class SceneMatcher:
         common, i, j = np.intersect1d(*codes, return_indices=True)
         keep = ((common >> 16) % 5 == 0) & ((common & 0xFFFF) % 5 == 0)
         xy0, xy1 = (
-            np.stack([k[keep] % m.shape[1], k[keep] // m.shape[1]], 1).astype(float)
-            for k, m in ((i, a), (j, b))
+            np.stack([k[keep] % m.shape[1], k[keep] // m.shape[1]], 1).astype(float) for k, m in ((i, a), (j, b))
         )
         return TileMatches(xy0, xy1, confidence=np.linspace(1, 2, len(xy0)))
 

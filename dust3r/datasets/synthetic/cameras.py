@@ -37,7 +37,7 @@ class Cameras:
 
 
 def look_at(eye: Tensor, target: Tensor, roll: Tensor) -> Tensor:
-    """World-from-camera matrices (N, 4, 4) of cameras at `eye` (N, 3) looking at `target`, rolled by `roll` (N,) rad."""
+    """World-from-camera matrices (N, 4, 4) at `eye` (N, 3) looking at `target`, rolled by `roll` (N,) radians."""
     forward = torch.nn.functional.normalize(target - eye, dim=-1)
     up = torch.tensor([0.0, 0.0, 1.0]).expand_as(forward)
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up) + torch.tensor([1e-6, 0, 0]), dim=-1)
@@ -50,7 +50,7 @@ def look_at(eye: Tensor, target: Tensor, roll: Tensor) -> Tensor:
 
 
 def draw_intrinsics(rng: Rng, fov_degrees: Tensor, height: int, width: int) -> Tensor:
-    """Intrinsics (N, 3, 3) with the given fields of view (N,) along the longer side, principal point near the centre."""
+    """Intrinsics (N, 3, 3) with fields of view (N,) along the longer side, principal point near the centre."""
     count = len(fov_degrees)
     focal = 0.5 * max(height, width) / torch.tan(torch.deg2rad(fov_degrees) / 2)
     K = torch.zeros(count, 3, 3)
@@ -63,7 +63,9 @@ def draw_intrinsics(rng: Rng, fov_degrees: Tensor, height: int, width: int) -> T
 def ray_directions(cameras: Cameras, height: int, width: int) -> Tensor:
     """World directions (N, 3, H * W) with unit camera depth, so that the ray parameter is the depth."""
     y, x = torch.meshgrid(
-        torch.arange(height, device=cameras.K.device), torch.arange(width, device=cameras.K.device), indexing="ij"
+        torch.arange(height, device=cameras.K.device),
+        torch.arange(width, device=cameras.K.device),
+        indexing="ij",
     )
     K = cameras.K
     u = (x.flatten() - K[:, 0, 2, None]) / K[:, 0, 0, None]

@@ -110,6 +110,7 @@ class SceneEngine:
         width: int = 224,
         overlap: tuple[float, float] = (0.05, 0.95),
         n_corres: int = 512,
+        difficulty: float = 1.0,
     ) -> tuple[dict, dict]:
         """Render a batch of pairs.
 
@@ -120,6 +121,7 @@ class SceneEngine:
             width: image width, a multiple of 16.
             overlap: range of the share of view 1 that view 2 sees; the nearest candidate camera is taken.
             n_corres: number N of pixel correspondences; where fewer exist, the rest are marked invalid.
+            difficulty: scales what else differs between views: roll, focal length, lighting, camera response.
 
         Returns:
             Two views in the official form: img, true_shape, depthmap, camera_pose, camera_intrinsics, pts3d (world),
@@ -132,12 +134,12 @@ class SceneEngine:
             raise ValueError(f"height and width must be multiples of 16, got {height} x {width}: round them to 16")
         rng = Rng(seed)
         scenes, indoor = self._draw_scenes(rng, batch_size)
-        first, second = self._draw_cameras(rng, scenes, overlap, height, width)
+        first, second = self._draw_cameras(rng, scenes, overlap, difficulty, height, width)
         both = Cameras(
             torch.stack([first.K, second.K], 1).flatten(0, 1),
             torch.stack([first.world_from_cam, second.world_from_cam], 1).flatten(0, 1),
         )
-        rendering = self._render(rng, scenes, both, indoor, height, width)
+        rendering = self._render(rng, scenes, both, indoor, difficulty, height, width)
         on_device = both.to(self.device)
         corres, matched = self._correspondences(rng, rendering, on_device, n_corres)
         metric = scenes.plan.metric.to(self.device)
@@ -154,7 +156,7 @@ class SceneEngine:
         return join(parts), indoor
 
     def _trace(self, solids: Solids, fields: Tensor, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """First hits of rays: depth and slot (N, M); `fields` (N,) bool on the CPU says which scenes have a height field."""
+        """Depth and slot (N, M) of first hits; `fields` (N,) bool on the CPU: which scenes have a height field."""
         t, slot = self._first_hit(solids, origin, direction)
         rows = fields.nonzero()[:, 0].to(self.device)
         if len(rows):
@@ -165,32 +167,41 @@ class SceneEngine:
         return t, slot.long()
 
     def _draw_cameras(
-        self, rng: Rng, scenes: Scenes, overlap: tuple[float, float], height: int, width: int
+        self,
+        rng: Rng,
+        scenes: Scenes,
+        overlap: tuple[float, float],
+        difficulty: float,
+        height: int,
+        width: int,
     ) -> tuple[Cameras, Cameras]:
         """Choose among candidates the first camera with the clearest view, then the second with the wanted overlap."""
         plan, n = scenes.plan, len(scenes.plan.reach)
         fov = rng.uniform(*self.config.fov_degrees, n, 1)
         eye, target = _draw_eyes(rng, plan, _FIRST)
-        first, pose = self._candidates(rng, eye, target, fov.expand(n, _FIRST), height, width)
+        roll = self.config.roll_degrees * difficulty
+        first = self._candidates(rng, eye, target, fov.expand(n, _FIRST), roll, height, width)
         depth, _ = self._probe(scenes.solids, first, _FIRST, height, width)
         pick = _clearest(depth.cpu(), plan.metric)
         rows = torch.arange(n)
         chosen = first.select(rows * _FIRST + pick)
         eye, target = _move_eyes(rng, plan, eye[rows, pick], target[rows, pick], _SECOND)
-        other_fov = torch.where(rng.chance(0.5, n, 1), fov, rng.uniform(*self.config.fov_degrees, n, 1))
-        second, pose = self._candidates(rng, eye, target, other_fov.expand(n, _SECOND), height, width)
+        other_fov = torch.where(
+            rng.chance(1 - 0.5 * difficulty, n, 1), fov, rng.uniform(*self.config.fov_degrees, n, 1)
+        )
+        second = self._candidates(rng, eye, target, other_fov.expand(n, _SECOND), roll, height, width)
         seen, clear = self._overlaps(scenes.solids, chosen, second, height, width)
         wanted = rng.uniform(*overlap, n, 1)
         cost = (seen.cpu() - wanted).abs() + 2.0 * (~clear.cpu()).float()
         return chosen, second.select(rows * _SECOND + cost.argmin(1))
 
     def _candidates(
-        self, rng: Rng, eye: Tensor, target: Tensor, fov: Tensor, height: int, width: int
-    ) -> tuple[Cameras, Tensor]:
+        self, rng: Rng, eye: Tensor, target: Tensor, fov: Tensor, roll_degrees: float, height: int, width: int
+    ) -> Cameras:
         n, k = eye.shape[:2]
-        roll = torch.deg2rad(rng.normal(self.config.roll_degrees, n * k))
+        roll = torch.deg2rad(rng.normal(roll_degrees, n * k))
         pose = look_at(eye.flatten(0, 1), target.flatten(0, 1), roll)
-        return Cameras(draw_intrinsics(rng, fov.flatten(), height, width), pose), pose
+        return Cameras(draw_intrinsics(rng, fov.flatten(), height, width), pose)
 
     def _probe(self, solids: Solids, cameras: Cameras, k: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Coarse depth (B, k, M) of k cameras a scene, and world points (B * k, 3, M)."""
@@ -221,15 +232,25 @@ class SceneEngine:
         return seen.view(n, k), clear.view(n, k)
 
     def _render(
-        self, rng: Rng, scenes: Scenes, cameras: Cameras, indoor: Tensor, height: int, width: int
+        self,
+        rng: Rng,
+        scenes: Scenes,
+        cameras: Cameras,
+        indoor: Tensor,
+        difficulty: float,
+        height: int,
+        width: int,
     ) -> Rendering:
         n = len(indoor)
         around = cameras.centre.view(n, 2, 3).mean(1)
-        lights = draw_lights(rng, n, 2, indoor, around).to(self.device)
-        camera_response = draw_photometry(rng, 2 * n, self.config.photometric).to(self.device)
+        lights = draw_lights(rng, n, 2, indoor, around, difficulty).to(self.device)
+        camera_response = draw_photometry(rng, 2 * n, self.config.photometric * difficulty).to(self.device)
         noise_seed = int(rng.integers(2**31, 1))
         fields = scenes.solids.has_field.repeat_interleave(2)
-        solids, materials = scenes.solids.to(self.device).repeat(2), scenes.materials.to(self.device).repeat(2)
+        solids, materials = (
+            scenes.solids.to(self.device).repeat(2),
+            scenes.materials.to(self.device).repeat(2),
+        )
         cameras = cameras.to(self.device)
         direction, origin = ray_directions(cameras, height, width), cameras.centre[..., None].contiguous()
         t, slot = self._trace(solids, fields, origin, direction)
@@ -273,7 +294,14 @@ class SceneEngine:
         return column, row, seen
 
     def _view(
-        self, v: int, seed: int, rendering: Rendering, cameras: Cameras, corres: Tensor, matched: Tensor, metric: Tensor
+        self,
+        v: int,
+        seed: int,
+        rendering: Rendering,
+        cameras: Cameras,
+        corres: Tensor,
+        matched: Tensor,
+        metric: Tensor,
     ) -> dict:
         image, depth = rendering.image[v::2].contiguous(), rendering.depth[v::2]
         n, _, height, width = image.shape
@@ -306,7 +334,7 @@ def _shrunk(cameras: Cameras, height: int, width: int) -> Cameras:
 
 
 def _draw_eyes(rng: Rng, plan: CameraPlan, k: int) -> tuple[Tensor, Tensor]:
-    """k random centres and targets (B, k, 3) a scene."""
+    """K random centres and targets (B, k, 3) a scene."""
     n = len(plan.reach)
     eye = plan.eye_low[:, None] + (plan.eye_high - plan.eye_low)[:, None] * rng.uniform(0, 1, n, k, 3)
     target = plan.target_low[:, None] + (plan.target_high - plan.target_low)[:, None] * rng.uniform(0, 1, n, k, 3)
@@ -314,7 +342,7 @@ def _draw_eyes(rng: Rng, plan: CameraPlan, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _move_eyes(rng: Rng, plan: CameraPlan, eye: Tensor, target: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """k second cameras for a first one, from a small step to the plan's whole reach; some circle the target."""
+    """K second cameras for a first one, from a small step to the plan's whole reach; some circle the target."""
     n = len(eye)
     amount = rng.log_uniform(0.04, 1.0, n, k)
     step = torch.nn.functional.normalize(rng.normal(1, n, k, 3) * torch.tensor([1.0, 1.0, 0.4]), dim=-1)

@@ -43,7 +43,11 @@ def room(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     _add_cabinets(b, size, 6)
     floor_xy = rng.uniform(-0.8, 0.8, count, 8, 2) * size[:, None, :2]
     half = rng.log_uniform(0.06, 0.35, count, 8, 3)
-    b.add("ellipsoid", _stack(floor_xy[..., 0], floor_xy[..., 1], half[..., 2] + rng.uniform(0, 0.9, count, 8)), half)
+    b.add(
+        "ellipsoid",
+        _stack(floor_xy[..., 0], floor_xy[..., 1], half[..., 2] + rng.uniform(0, 0.9, count, 8)),
+        half,
+    )
     xy = rng.uniform(-0.8, 0.8, count, 6, 2) * size[:, None, :2]
     radius, tall = rng.log_uniform(0.03, 0.3, count, 6), rng.log_uniform(0.1, 0.9, count, 6)
     b.add("cylinder", _stack(xy[..., 0], xy[..., 1], tall), _stack(radius, radius, tall))
@@ -93,7 +97,10 @@ def _add_table(b: SceneBuilder, size: Tensor) -> None:
     rotation = turned(yaw)[:, None].expand(n, 5, 3, 3)
     height_ = torch.cat([(2 * tall + thick)[:, None], tall[:, None].expand(n, 4)], 1)
     centre = (rotation @ local[..., None])[..., 0] + _stack(xy[:, None, 0], xy[:, None, 1], height_)
-    top, foot = _stack(half[:, 0], half[:, 1], thick)[:, None], _stack(leg, leg, tall)[:, None].expand(n, 4, 3)
+    top, foot = (
+        _stack(half[:, 0], half[:, 1], thick)[:, None],
+        _stack(leg, leg, tall)[:, None].expand(n, 4, 3),
+    )
     present = rng.chance(0.85, n, 1).expand(n, 5)
     b.add("box", centre, torch.cat([top, foot], 1), rotation, present=present)
 
@@ -102,7 +109,10 @@ def _add_shelf(b: SceneBuilder, size: Tensor) -> None:
     """Two sides and three boards against a wall."""
     rng, n = b.rng, b.count
     width, deep, tall = rng.uniform(0.3, 1.0, n), rng.uniform(0.12, 0.25, n), rng.uniform(0.4, 1.0, n)
-    x, y = rng.uniform(-0.8, 0.8, n) * (size[:, 0] - width), (size[:, 1] - deep) * (2.0 * rng.chance(0.5, n) - 1)
+    x, y = (
+        rng.uniform(-0.8, 0.8, n) * (size[:, 0] - width),
+        (size[:, 1] - deep) * (2.0 * rng.chance(0.5, n) - 1),
+    )
     sides = torch.stack([_stack(x - width, y, tall), _stack(x + width, y, tall)], 1)
     levels = torch.linspace(0.1, 1.9, 3) * tall[:, None]
     boards = _stack(x[:, None].expand(n, 3), y[:, None].expand(n, 3), levels)
@@ -131,14 +141,21 @@ def street(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     x, side = rng.uniform(-25, 25, count, 2), 2.0 * rng.chance(0.5, count, 2) - 1
     tall = rng.uniform(1.5, 4, count, 2)
     b.add("cylinder", _stack(x, side * 0.7 * gap[:, None], tall), _stack(0.06, 0.08, tall))
-    centre = _stack(rng.uniform(-20, 20, count, 5), rng.uniform(-0.9, 0.9, count, 5) * gap[:, None], rng.uniform(1, 4, count, 5))
+    centre = _stack(
+        rng.uniform(-20, 20, count, 5),
+        rng.uniform(-0.9, 0.9, count, 5) * gap[:, None],
+        rng.uniform(1, 4, count, 5),
+    )
     normal = turned(rng.uniform(0, 6.3, count, 5))[..., 0]
     half = _stack(rng.uniform(0.3, 2, count, 5), rng.uniform(0.3, 1.5, count, 5), 1.0)
     b.add("quad", centre, half, facing(normal), present=rng.chance(0.5, count, 5), surface="fitted photo")
     g = gap[:, None]
     low = torch.cat([-18 + 0 * g, -0.7 * g, 1.0 + 0 * g], 1)
     high = torch.cat([18 + 0 * g, 0.7 * g, rng.log_uniform(1.8, 10, count, 1)], 1)
-    target_low, target_high = torch.cat([-30 + 0 * g, -1.2 * g, 0 * g], 1), torch.cat([30 + 0 * g, 1.2 * g, 8 + 0 * g], 1)
+    target_low, target_high = (
+        torch.cat([-30 + 0 * g, -1.2 * g, 0 * g], 1),
+        torch.cat([30 + 0 * g, 1.2 * g, 8 + 0 * g], 1),
+    )
     return b.finish(_plan(rng, low, high, target_low, target_high, 1.2 * gap, orbit=False, metric=True))
 
 
@@ -151,12 +168,21 @@ def _add_houses(b: SceneBuilder, gap: Tensor) -> None:
     centre = _stack(x, y, half[..., 2])
     b.add("box", centre, half, turned(rng.normal(0.05, n, 10)), surface="photo", present=rng.chance(0.9, n, 10))
     end = _stack(torch.tensor([-48.0, 48.0]).expand(n, 2), rng.normal(5, n, 2), rng.uniform(3, 9, n, 2))
-    b.add("box", end, _stack(3.0, rng.uniform(8, 20, n, 2), end[..., 2]), surface="photo", present=rng.chance(0.7, n, 2))
+    b.add(
+        "box",
+        end,
+        _stack(3.0, rng.uniform(8, 20, n, 2), end[..., 2]),
+        surface="photo",
+        present=rng.chance(0.7, n, 2),
+    )
 
 
 def _add_cars(b: SceneBuilder, gap: Tensor) -> None:
     rng, n = b.rng, b.count
-    x, y = rng.uniform(-22, 22, n, 6), (2.0 * rng.chance(0.5, n, 6) - 1) * rng.uniform(0.2, 0.8, n, 6) * gap[:, None]
+    x, y = (
+        rng.uniform(-22, 22, n, 6),
+        (2.0 * rng.chance(0.5, n, 6) - 1) * rng.uniform(0.2, 0.8, n, 6) * gap[:, None],
+    )
     rotation = turned(rng.normal(0.1, n, 6))
     long, tall = rng.uniform(1.7, 2.4, n, 6), rng.uniform(0.35, 0.5, n, 6)
     present = rng.chance(0.7, n, 6)
@@ -196,14 +222,23 @@ def terrain(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     b.add("ellipsoid", place(4, 12), rng.log_uniform(0.2, 1.6, count, 4, 3), tumbled(rng, count, 4))
     _add_trees(b, place(4, 15), 4)
     half = rng.uniform(0.5, 2.5, count, 5, 3)
-    b.add("box", place(5, 18), half, turned(rng.uniform(0, 3, count, 5)), present=rng.chance(0.5, count, 5), surface="photo")
+    b.add(
+        "box",
+        place(5, 18),
+        half,
+        turned(rng.uniform(0, 3, count, 5)),
+        present=rng.chance(0.5, count, 5),
+        surface="photo",
+    )
     stones = rng.log_uniform(0.15, 0.8, count, 8, 3)
     b.add("box", place(8, 10), stones, tumbled(rng, count, 8), present=rng.chance(0.7, count, 8))
     top = amplitude.sum(1)
     low = _stack(torch.full((count,), -14.0), -14.0, top + 0.8)
     high = _stack(torch.full((count,), 14.0), 14.0, top + rng.log_uniform(1.2, 12, count))
     target_high = torch.tensor([10.0, 10.0, 1.5])
-    return b.finish(_plan(rng, low, high, -target_high, target_high, rng.uniform(4, 12, count), orbit=False, metric=True))
+    return b.finish(
+        _plan(rng, low, high, -target_high, target_high, rng.uniform(4, 12, count), orbit=False, metric=True)
+    )
 
 
 def objects(count: int, rng: Rng, bank: TextureBank) -> Scenes:
@@ -220,7 +255,9 @@ def objects(count: int, rng: Rng, bank: TextureBank) -> Scenes:
         half = scale * rng.log_uniform(0.12, 0.8, count, k, 3)
         xy = scale[..., 0] * rng.normal(0.8, 2, count, k)
         stand = _stack(xy[0], xy[1], half[..., 2] + scale[..., 0] * rng.uniform(-0.6, 0.9, count, k).clamp(min=0))
-        rotation = torch.where(rng.chance(0.3, count, k, 1, 1), tumbled(rng, count, k), turned(rng.uniform(0, 6, count, k)))
+        rotation = torch.where(
+            rng.chance(0.3, count, k, 1, 1), tumbled(rng, count, k), turned(rng.uniform(0, 6, count, k))
+        )
         surface = "photo" if kind == "box" else "material"
         b.add(kind, stand, half, rotation, present=rng.chance(0.7, count, k), surface=surface)
     s = scale[:, 0]
@@ -258,4 +295,11 @@ def clutter(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     return b.finish(_plan(rng, low, high, target_low, target, 0.9 * size[:, 0], orbit=False, metric=False))
 
 
-FAMILIES = {"room": room, "street": street, "terrain": terrain, "objects": objects, "planar": planar, "clutter": clutter}
+FAMILIES = {
+    "room": room,
+    "street": street,
+    "terrain": terrain,
+    "objects": objects,
+    "planar": planar,
+    "clutter": clutter,
+}

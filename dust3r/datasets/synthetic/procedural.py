@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 Random = np.random.Generator
 
@@ -26,7 +27,10 @@ def procedural_texture(seed: int, size: int) -> tuple[np.ndarray, bool]:
 def procedural_sky(seed: int, size: int) -> np.ndarray:
     """A sky panorama (azimuth across, zenith on top), (size, size, 3) uint8."""
     rng = np.random.default_rng([seed, 29])
-    zenith, horizon = rng.uniform((0.1, 0.25, 0.5), (0.5, 0.6, 0.95)), rng.uniform((0.55, 0.6, 0.65), (1, 0.95, 0.95))
+    zenith, horizon = (
+        rng.uniform((0.1, 0.25, 0.5), (0.5, 0.6, 0.95)),
+        rng.uniform((0.55, 0.6, 0.65), (1, 0.95, 0.95)),
+    )
     height = np.linspace(1, 0, size)[:, None, None] ** rng.uniform(0.6, 1.6)
     sky = horizon + (zenith - horizon) * height
     clouds = _fractal(rng, size, octaves=6, first=rng.integers(2, 5))
@@ -52,9 +56,15 @@ def _fractal(rng: Random, size: int, octaves: int, first: int = 2, persistence: 
 
 
 def _palette(rng: Random, count: int) -> np.ndarray:
-    """`count` related colours, (count, 3) in [0, 1]."""
-    base = rng.uniform(0.1, 0.9, 3)
-    return np.clip(base + rng.normal(0, rng.uniform(0.1, 0.35), (count, 3)), 0.02, 0.98)
+    """`count` related colours, (count, 3) in [0, 1]: mostly muted and earthy, now and then vivid."""
+    warm = rng.random() < 0.6
+    hue = rng.normal(0.08, 0.05) if warm else rng.random()
+    saturation = rng.beta(1.5, 4) if rng.random() < 0.85 else rng.uniform(0.5, 0.9)
+    hues = hue + rng.normal(0, 0.04 if rng.random() < 0.7 else 0.3, (count, 1))
+    saturations = np.clip(saturation + rng.normal(0, 0.1, (count, 1)), 0, 1)
+    values = np.clip(rng.uniform(0.25, 0.9) + rng.normal(0, rng.uniform(0.08, 0.3), (count, 1)), 0.05, 0.97)
+    phase = np.abs((hues + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1  # red, green, blue of a pure hue
+    return values * (1 + saturations * (np.clip(phase, 0, 1) - 1))
 
 
 def _colourise(rng: Random, field: np.ndarray) -> np.ndarray:
@@ -82,7 +92,7 @@ def _bricks(rng: Random, size: int) -> np.ndarray:
     row = (y * rows).astype(int)
     shifted = x * columns + 0.5 * (row % 2)
     column = shifted.astype(int) % columns
-    tones = _palette(rng, 1)[0] + rng.normal(0, rng.uniform(0.03, 0.15), (rows, columns, 3))
+    tones = _palette(rng, 1)[0] + rng.normal(0, rng.uniform(0.03, 0.15), (rows, columns, 1))
     gap = rng.uniform(0.04, 0.12)
     joint = ((y * rows) % 1 < gap) | (shifted % 1 < gap * columns / rows)
     image = tones[row, column] * (0.75 + 0.5 * _fractal(rng, size, 7)[..., None])
@@ -93,8 +103,6 @@ def _cells(rng: Random, size: int) -> np.ndarray:
     points = rng.uniform(0, size, (rng.integers(20, 220), 2))
     tiled = np.concatenate([points + size * np.array([dy, dx]) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
     grid = np.stack(np.mgrid[:size, :size], -1).reshape(-1, 2)
-    from scipy.spatial import cKDTree
-
     distance, nearest = cKDTree(tiled).query(grid, k=2)
     edge = np.clip((distance[:, 1] - distance[:, 0]) / rng.uniform(2, 10), 0, 1).reshape(size, size, 1)
     colours = _palette(rng, len(points))[nearest[:, 0] % len(points)].reshape(size, size, 3)
@@ -103,7 +111,7 @@ def _cells(rng: Random, size: int) -> np.ndarray:
 
 def _planks(rng: Random, size: int) -> np.ndarray:
     count = rng.choice([4, 8, 16])
-    y, x = np.mgrid[:size, :size] / size
+    _, x = np.mgrid[:size, :size] / size
     plank = (x * count).astype(int)
     grain = ndimage.zoom(rng.random((size // 32, size)), (32, 1), order=1) * 0.35
     tones = rng.uniform(0.7, 1.2, count)[plank]
@@ -131,7 +139,7 @@ def _collage(rng: Random, size: int) -> np.ndarray:
         v = -np.sin(angle) * (x - cx) + np.cos(angle) * (y - cy)
         box = rng.random() < 0.5
         inside = (np.maximum(abs(u), abs(v) / ratio) if box else np.hypot(u, v / ratio)) < radius
-        image[inside] = (colours[rng.integers(12)] * rng.uniform(0.6, 1.2) * (0.7 + 0.6 * noise[inside])[:, None])
+        image[inside] = colours[rng.integers(12)] * rng.uniform(0.6, 1.2) * (0.7 + 0.6 * noise[inside])[:, None]
     return image
 
 
@@ -156,7 +164,11 @@ def _poster(rng: Random, size: int) -> np.ndarray:
 
 def _facade(rng: Random, size: int) -> np.ndarray:
     """Storeys of windows on a plastered or brick wall."""
-    wall = _bricks(rng, size) if rng.random() < 0.4 else _palette(rng, 1)[0] * (0.85 + 0.3 * _fractal(rng, size, 7)[..., None])
+    wall = (
+        _bricks(rng, size)
+        if rng.random() < 0.4
+        else _palette(rng, 1)[0] * (0.85 + 0.3 * _fractal(rng, size, 7)[..., None])
+    )
     rows, columns = rng.integers(2, 6), rng.integers(2, 7)
     height, width = size // rows, size // columns
     frame = rng.uniform(0.2, 0.95, 3)
@@ -166,7 +178,9 @@ def _facade(rng: Random, size: int) -> np.ndarray:
             y1, x1 = y0 + int(0.55 * height), x0 + int(0.5 * width)
             wall[y0:y1, x0:x1] = frame
             glass = rng.uniform(0.05, 0.6) * np.array([0.8, 0.9, 1.0]) * rng.uniform(0.7, 1.3)
-            wall[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2] = glass + 0.2 * np.linspace(0, rng.uniform(-1, 1), max(y1 - y0 - 4, 0))[:, None, None]
+            wall[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2] = (
+                glass + 0.2 * np.linspace(0, rng.uniform(-1, 1), max(y1 - y0 - 4, 0))[:, None, None]
+            )
             wall[(y0 + y1) // 2, x0:x1] = frame
             wall[y0:y1, (x0 + x1) // 2] = frame
     return wall

@@ -36,20 +36,27 @@ class Lights:
         return Lights(*(v.to(device, non_blocking=True) for v in values))
 
 
-def draw_lights(rng: Rng, scenes: int, views: int, indoor: Tensor, around: Tensor) -> Lights:
+def draw_lights(rng: Rng, scenes: int, views: int, indoor: Tensor, around: Tensor, difference: float = 1.0) -> Lights:
     """Lights of every view, (scenes * views) in all: mostly similar within a scene, sometimes quite different.
 
     `indoor` (scenes,) bool puts the lamp near the cameras' centre `around` (scenes, 3), otherwise the sun far away.
+    `difference`, 0 to 1, scales how much the lights of a scene's views differ.
     """
     n = scenes * views
-    spread = torch.where(rng.chance(0.5, scenes, 1, 1), 0.05, 1.0)
+
+    def both(common: Tensor, own: Tensor) -> Tensor:
+        """A value of the scene, moved towards one of each view."""
+        return common + difference * (own - common)
+
+    spread = difference * torch.where(rng.chance(0.5, scenes, 1, 1), 0.05, 1.0)
     direction = rng.normal(1, scenes, 1, 3) + spread * rng.normal(1, scenes, views, 3)
     direction[..., 2] = direction[..., 2].abs() + 0.4
     direction = torch.nn.functional.normalize(direction, dim=-1)
     distance = torch.where(indoor, rng.uniform(0.6, 1.4, scenes), 1e3)[:, None, None]
-    warmth = rng.normal(0.12, scenes, views, 1) * torch.tensor([1.0, 0.1, -1.0])
-    strength = rng.uniform(0.3, 1.0, scenes, views, 1)
-    ambient = rng.uniform(0.25, 0.65, scenes, views, 1) * (1 - 0.5 * warmth)
+    warmth = both(rng.normal(0.12, scenes, 1, 1), rng.normal(0.12, scenes, views, 1)) * torch.tensor([1.0, 0.1, -1.0])
+    strength = both(rng.uniform(0.3, 1.0, scenes, 1, 1), rng.uniform(0.3, 1.0, scenes, views, 1))
+    ambient = both(rng.uniform(0.25, 0.65, scenes, 1, 1), rng.uniform(0.25, 0.65, scenes, views, 1))
+    ambient = ambient * (1 - 0.5 * warmth)
     haze = torch.where(rng.chance(0.3, scenes), rng.log_uniform(0.002, 0.03, scenes), 0.0)
     return Lights(
         (around[:, None] + direction * distance).reshape(n, 3),
@@ -146,7 +153,10 @@ def shade(
     """Linear-light image of the hits.
 
     Args:
-        bank, solids, materials, lights: N scenes, one a view.
+        bank: the textures.
+        solids: geometry of N scenes, one a view.
+        materials: their surfaces.
+        lights: their lights.
         origin: (N, 3, 1) camera centres.
         direction: (N, 3, M) rays with unit camera depth.
         t: (N, M) depth of the hits.

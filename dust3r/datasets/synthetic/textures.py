@@ -68,7 +68,12 @@ class TextureBank:
     def to(self, device: torch.device) -> TextureBank:
         """The same bank with its texels on another device (the index lists stay where scenes are drawn)."""
         return TextureBank(
-            self.texels.to(device), self.size, self.tileable.to(device), self.photos, self.materials, self.skies
+            self.texels.to(device),
+            self.size,
+            self.tileable.to(device),
+            self.photos,
+            self.materials,
+            self.skies,
         )
 
 
@@ -106,7 +111,9 @@ def _photo_paths(config: TextureConfig) -> list[Path]:
     if config.folder is None:
         return []
     if not config.folder.is_dir():
-        raise ValueError(f"texture folder {config.folder} does not exist: give an existing folder of .jpg or .png files")
+        raise ValueError(
+            f"texture folder {config.folder} does not exist: give an existing folder of .jpg or .png files"
+        )
     paths = sorted(p for p in config.folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
     paths = [p for p in paths if not set(p.relative_to(config.folder).parts[:-1]) & set(config.exclude)]
     if not paths:
