@@ -22,28 +22,16 @@ from mast3r.evaluation.scores import Thresholds
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mast3r.evaluate", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument(
-        "data", type=Path, help="folder of SCENE/gt.json, one such scene, or a .txt pair list"
-    )
-    parser.add_argument(
-        "--weights", default="small", help="small, an official name, a path; none: only the baseline"
-    )
-    parser.add_argument(
-        "--baseline", choices=["rootsift"], nargs="?", const="rootsift", help="also measure this"
-    )
+    parser = argparse.ArgumentParser(prog="python -m mast3r.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of SCENE/gt.json, one such scene, or a .txt pair list")
+    parser.add_argument("--weights", default="small", help="small, an official name, a path; none: only the baseline")
+    parser.add_argument("--baseline", choices=["rootsift"], nargs="?", const="rootsift", help="also measure this")
     parser.add_argument("--scenes", nargs="+", help="names of scenes (default: all with ground truth)")
     parser.add_argument("--images", type=Path, help="folder of the images of a .txt pair list")
     parser.add_argument("--max_pairs", type=int, help="at most so many pairs of each scene, evenly spread")
     parser.add_argument("--max_matches", type=int, help="judge so many most confident matches of a pair")
-    parser.add_argument(
-        "--subsample", type=int, default=8, help="spacing of the search for matches, model pixels"
-    )
-    parser.add_argument(
-        "--matches_only", action="store_true", help="no depth and focal length: half the time"
-    )
+    parser.add_argument("--subsample", type=int, default=8, help="spacing of the search for matches, model pixels")
+    parser.add_argument("--matches_only", action="store_true", help="no depth and focal length: half the time")
     parser.add_argument("--pose_px", type=float, default=1.0, help="RANSAC threshold of poses, stored pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of RANSAC")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")

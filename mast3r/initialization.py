@@ -59,3 +59,21 @@ def repeat_patch_projection(
     )
     layer.weight.copy_((base + noise * base.std() * variation).flatten(0, 1))
     layer.bias.copy_(layer.bias.unflatten(0, (-1, positions))[:, :1].expand(-1, positions).flatten())
+
+
+@torch.no_grad()
+def calm_residual_branches(model: AsymmetricMASt3R) -> None:
+    """Scale the last layer of every residual branch by 1 / sqrt(branches), in place.
+
+    With Xavier weights the branches add much the same vector to all tokens, and what tells the tokens of an image
+    apart shrinks to a tenth of the signal at the output of the decoder. Smaller branches keep the image in it
+    (as in GPT-2).
+
+    Args:
+        model: Freshly built model.
+    """
+    for blocks, branches in ((model.enc_blocks, 2), (model.dec_blocks, 3), (model.dec_blocks2, 3)):
+        scale = (branches * len(blocks)) ** -0.5
+        for name, parameter in blocks.named_parameters():
+            if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+                parameter.mul_(scale)

@@ -42,7 +42,7 @@ from mast3r import datasets as mast3r_datasets
 from mast3r import losses
 from mast3r.evaluation.datasets import EvaluationScene, read_scenes
 from mast3r.evaluation.quick import evaluate_real
-from mast3r.initialization import tie_views_and_patch_offsets
+from mast3r.initialization import calm_residual_branches, tie_views_and_patch_offsets
 from mast3r.losses import L21, ConfLoss, ConfMatchingLoss, InfoNCE, MatchingLoss, Regr3D
 from mast3r.model import AsymmetricMASt3R
 from mast3r.validation import PairEngine, evaluate_synthetic
@@ -131,8 +131,8 @@ def small_criterion() -> Criterion:
 
 
 SMALL_CURRICULUM = (  # nearly equal views first: from a harder start the matching loss stays on its plateau
-    Stage(0.6, 112, 112, 16, overlap_start=(0.85, 1.0), overlap_end=(0.1, 0.95), difficulty=(0.1, 1.0)),
-    Stage(1.0, 224, 224, 6, overlap_start=(0.2, 0.95), overlap_end=(0.05, 0.95), difficulty=(0.7, 1.0)),
+    Stage(0.7, 112, 112, 16, overlap_start=(0.85, 1.0), overlap_end=(0.3, 0.95), difficulty=(0.1, 0.7)),
+    Stage(1.0, 224, 224, 6, overlap_start=(0.3, 0.95), overlap_end=(0.1, 0.95), difficulty=(0.7, 1.0)),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -363,6 +363,7 @@ def build_model(args: argparse.Namespace, preset: Preset) -> nn.Module:
     if weights is not None:
         initialize_from(model, weights)
     elif isinstance(model, AsymmetricMASt3R):
+        calm_residual_branches(model)
         tie_views_and_patch_offsets(model)
     return model
 
@@ -403,6 +404,7 @@ def export_weights(state: TrainState, plan: RunPlan, path: Path, *, hardware: st
     card = {
         "name": path.stem,
         "licence": "Apache-2.0",
+        "scale_status": "metric-predicted",
         "model": model_expression(state.model),
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "data": plan.data,

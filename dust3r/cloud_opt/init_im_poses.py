@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dust3r.cloud_opt.commons import Edge
-from dust3r.cloud_opt.pnp import fast_pnp
+from dust3r.cloud_opt.pnp import fast_pnp, fit_focal
 from dust3r.cloud_opt.registration import (
     Similarity,
     align_multiple_poses,
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 _FOCAL_RANGE = (0.5, 3.5)  # in units of the focal that sees the longer side under 60 degrees
 _MIN_CONFIDENT_PIXELS = 16
 _MAX_DISAGREEMENT = 0.5  # of both directions of a pair: good predictions stay below 0.1, noise is near 1
+_JUDGED_PIXELS = 4096  # of each image: enough to tell agreement from noise
 _DISTRUST = 1e-3  # factor on the score of a pair that contradicts itself
 _NEAREST_SHARE = 1e-3  # depths behind or at the camera become this share of the median depth
 
@@ -149,10 +150,13 @@ def rank_edges(scene: BasePCOptimizer) -> EdgeRanking:
 
 def _directions_disagree(scene: BasePCOptimizer, forward: int, backward: int) -> float:
     """How far the two directions of a pair are from being one cloud (see `registration_error`)."""
-    source = torch.cat([scene.edge_points(forward, side).reshape(-1, 3) for side in (0, 1)])
-    target = torch.cat([scene.edge_points(backward, side).reshape(-1, 3) for side in (1, 0)])
-    conf = [scene.edge_conf(forward, side) * scene.edge_conf(backward, 1 - side) for side in (0, 1)]
-    return registration_error(source, target, torch.cat([c.flatten() for c in conf]))
+    clouds: list[tuple[Tensor, Tensor, Tensor]] = []
+    for side in (0, 1):
+        source, target = scene.edge_points(forward, side), scene.edge_points(backward, 1 - side)
+        conf = scene.edge_conf(forward, side) * scene.edge_conf(backward, 1 - side)
+        step = -(-conf.numel() // _JUDGED_PIXELS)
+        clouds.append((source.reshape(-1, 3)[::step], target.reshape(-1, 3)[::step], conf.flatten()[::step]))
+    return registration_error(*(torch.cat(parts) for parts in zip(*clouds)))
 
 
 def _grow_forest(scene: BasePCOptimizer, ranking: EdgeRanking) -> _Placement:
@@ -212,6 +216,8 @@ def _resect(
     mask = confident_pixels(scene.im_conf[image], scene.min_conf_thr)
     center = scene.get_principal_points()[image]
     solution = fast_pnp(points, focal, mask, scene.device, center, rounds)
+    if solution is not None and focal is None:
+        return fit_focal(points, mask, solution[1], center, scene.device)
     if solution is not None:
         return solution
     scene.problems[image] = "no camera pose explains its points (PnP failed); it starts at the origin"

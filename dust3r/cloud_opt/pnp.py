@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -15,6 +16,7 @@ INLIER_PX = 5.0
 
 _FOCAL_TRIALS = 21
 _MIN_PIXELS = 4
+_FIT_PIXELS = 2000
 _MAX_ROUNDS = 50
 _SKEW = np.array(
     [
@@ -70,6 +72,45 @@ def fast_pnp(
     uv = (xy - center) / best_focal
     pose = refine_object_space(uv[found.inliers], xyz[found.inliers], found.pose)
     return best_focal, torch.as_tensor(pose.world_from_cam.copy(), dtype=torch.float32, device=device)
+
+
+def fit_focal(
+    pts3d: Tensor, msk: Tensor, start: Tensor, pp: Tensor, device: torch.device | str
+) -> tuple[float, Tensor]:
+    """Focal and pose that see a point map on its pixel grid with the least median error.
+
+    RANSAC alone cannot tell focals apart whose errors all stay below its threshold.
+
+    Args:
+        pts3d: (H, W, 3) points in any frame.
+        msk: (H, W) bool, pixels to use; some thousand of them are.
+        start: (4, 4) pose near the solution.
+        pp: (2,) principal point in pixels.
+        device: Device of the result.
+
+    Returns:
+        Focal in pixels, from half to three times the longer side, and (4, 4) float32 pose.
+    """
+    mask, center = _array(msk).astype(bool), _array(pp).astype(np.float64)
+    rows, columns = np.nonzero(mask)
+    step = -(-len(rows) // _FIT_PIXELS)
+    xy = np.stack([columns, rows], axis=1)[::step] - center
+    xyz = _array(pts3d)[mask][::step].astype(np.float64)
+    first = Pose(_array(start).astype(np.float64))
+
+    def solve(log_focal: float) -> tuple[float, Pose]:
+        focal = float(np.exp(log_focal))
+        pose = refine_object_space(xy / focal, xyz, first)
+        local = pose.inverse().apply(xyz)
+        error = np.linalg.norm(focal * local[:, :2] / np.maximum(local[:, 2:], 1e-9) - xy, axis=1)
+        return float(np.median(error)), pose
+
+    trials = np.log(np.geomspace(max(mask.shape) / 2, 3 * max(mask.shape), _FOCAL_TRIALS))
+    best = int(np.argmin([solve(trial)[0] for trial in trials]))
+    bounds = trials[max(best - 1, 0)], trials[min(best + 1, len(trials) - 1)]
+    log_focal = minimize_scalar(lambda x: solve(x)[0], bounds=bounds, method="bounded").x  # pyright: ignore
+    pose = solve(log_focal)[1].world_from_cam.copy()
+    return float(np.exp(log_focal)), torch.as_tensor(pose, dtype=torch.float32, device=device)
 
 
 def refine_object_space(uv: np.ndarray, points: np.ndarray, start: Pose) -> Pose:

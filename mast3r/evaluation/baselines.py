@@ -135,7 +135,5 @@ def _opencv() -> ModuleType:
     try:
         import cv2  # here: nothing else needs it
     except ImportError:
-        raise ModuleNotFoundError(
-            "The RootSIFT baseline needs OpenCV: pip install opencv-python-headless."
-        ) from None
+        raise ModuleNotFoundError("The RootSIFT baseline needs OpenCV: pip install opencv-python-headless.") from None
     return cv2

@@ -172,9 +172,7 @@ def read_scene(folder: str | Path) -> EvaluationScene:
     except json.JSONDecodeError as error:
         raise DatasetError(f"{file} is no JSON file ({error}).") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(
-            f"{file} is not in the gt.json format ({type(error).__name__}: {error})."
-        ) from error
+        raise DatasetError(f"{file} is not in the gt.json format ({type(error).__name__}: {error}).") from error
     return EvaluationScene(
         name=folder.resolve().name,
         pairs=tuple(pair for pair in pairs if pair.has_truth),
@@ -183,9 +181,7 @@ def read_scene(folder: str | Path) -> EvaluationScene:
     )
 
 
-def read_pair_list(
-    path: str | Path, images: str | Path | None = None, *, name: str | None = None
-) -> EvaluationScene:
+def read_pair_list(path: str | Path, images: str | Path | None = None, *, name: str | None = None) -> EvaluationScene:
     """A text file with one pair and its ground truth per line.
 
     Two forms: SuperGlue's for ScanNet and YFCC, `path0 path1 rot0 rot1 K0(9) K1(9) T_0to1(16)`, also without

@@ -64,9 +64,7 @@ def estimate_fundamental(
 
     if len(xy0) < _FUNDAMENTAL_MATCHES:
         return None
-    F, info = poselib.estimate_fundamental(
-        xy0, xy1, _options(seed) | {"max_epipolar_error": threshold_px}, {}
-    )
+    F, info = poselib.estimate_fundamental(xy0, xy1, _options(seed) | {"max_epipolar_error": threshold_px}, {})
     return _found(F, info, _FUNDAMENTAL_MATCHES)
 
 

@@ -112,9 +112,7 @@ class Report:
         kinds = {
             "all posed pairs": [replace(p, homography=None) for p in pairs if p.pose],
             "all homographies": [replace(p, pose=None) for p in pairs if p.homography],
-            "all annotated pairs": [
-                replace(p, homography=None) for p in pairs if p.points and not p.homography
-            ],
+            "all annotated pairs": [replace(p, homography=None) for p in pairs if p.points and not p.homography],
         }
         return [summarise(name, chosen) for name, chosen in kinds.items() if chosen]
 
@@ -248,9 +246,7 @@ def table(reports: Sequence[Report]) -> str:
     body = len(rows)
     rows += [_row(*total) for total in sorted(totals, key=lambda total: order[total[0]])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(_padded(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows
-    ]
+    lines = ["  ".join(_padded(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
     rule = "-" * max(len(line) for line in lines)
     return "\n".join([lines[0], rule, *lines[1:body], rule, *lines[body:], "", *_scores(reports), LEGEND])
 

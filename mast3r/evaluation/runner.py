@@ -59,9 +59,7 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
-def evaluate_folder(
-    matcher: PairMatcher, folder: str | Path, config: EvaluationConfig | None = None
-) -> Report:
+def evaluate_folder(matcher: PairMatcher, folder: str | Path, config: EvaluationConfig | None = None) -> Report:
     """Measure a matcher on a data folder or pair list (see `datasets.read_scenes`).
 
     Args:
@@ -92,9 +90,7 @@ def evaluate_scenes(
     return Report(matcher.name, infos, tuple(scores), config.thresholds)
 
 
-def _measure(
-    matcher: PairMatcher, scene: EvaluationScene, pair: EvaluationPair, config: EvaluationConfig
-) -> PairScore:
+def _measure(matcher: PairMatcher, scene: EvaluationScene, pair: EvaluationPair, config: EvaluationConfig) -> PairScore:
     """Match one pair and judge it."""
     started = time.perf_counter()
     prediction = matcher(pair.image0, pair.image1)
@@ -102,9 +98,7 @@ def _measure(
     prediction = _limited(prediction, config.max_matches)
     if config.pictures is not None:
         _draw(prediction, scene, pair, Path(config.pictures) / matcher.name)
-    return judge_pair(
-        scene.name, pair, prediction, seconds=seconds, metric=scene.metric, thresholds=config.thresholds
-    )
+    return judge_pair(scene.name, pair, prediction, seconds=seconds, metric=scene.metric, thresholds=config.thresholds)
 
 
 def _limited(prediction: Matches | PairResult, limit: int | None) -> Matches | PairResult:
@@ -115,14 +109,10 @@ def _limited(prediction: Matches | PairResult, limit: int | None) -> Matches | P
     return replace(prediction, matches=prediction.matches.top(limit))
 
 
-def _draw(
-    prediction: Matches | PairResult, scene: EvaluationScene, pair: EvaluationPair, folder: Path
-) -> None:
+def _draw(prediction: Matches | PairResult, scene: EvaluationScene, pair: EvaluationPair, folder: Path) -> None:
     matches = prediction.matches if isinstance(prediction, PairResult) else prediction
     picture = draw_matches(matches, read_image(pair.image0), read_image(pair.image1))
-    name0, name1 = (
-        Path(name).with_suffix("").as_posix().replace("/", "-") for name in (pair.name0, pair.name1)
-    )
+    name0, name1 = (Path(name).with_suffix("").as_posix().replace("/", "-") for name in (pair.name0, pair.name1))
     target = folder / scene.name / f"{name0}__{name1}.jpg"
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target, quality=90)

@@ -206,9 +206,7 @@ def _to_stored(xy: np.ndarray, path: Path, size: tuple[int, int]) -> np.ndarray:
     return xy.astype(np.float64) if turn is None else turn.apply(xy)
 
 
-def score_pose(
-    xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresholds: Thresholds
-) -> PoseScore | None:
+def score_pose(xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresholds: Thresholds) -> PoseScore | None:
     """Relative pose by essential matrix; None if the pair has none to compare with.
 
     Args:
@@ -245,9 +243,7 @@ def score_homography(
     return HomographyScore(error if np.isfinite(error) else None, found[1], precision)
 
 
-def score_points(
-    xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresholds: Thresholds
-) -> PointScore | None:
+def score_points(xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresholds: Thresholds) -> PointScore | None:
     """Annotated points; None if the pair has none (arguments as in `score_pose`).
 
     A point is carried over by the match nearest to it in image 0: it lands as far from the match in image 1

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from room_scene import complete_edges, perfect_output, pose_errors, room_views
 
 from dust3r.cloud_opt import (
@@ -242,10 +238,9 @@ def test_pairs_in_one_direction():
     edges = [(i, j) for i, j in complete_edges(5) if i < j]
     scene = aligned_scene(views, edges, niter=0)
     angles, centers = pose_errors(scene.get_im_poses().detach().numpy(), true_poses(views))
-    # The last image never is the frame of a pair: its focal is one of 21 trials.
-    assert angles[:-1].max() < 0.01
-    assert centers[:-1].max() < 1e-4
-    assert angles[-1] < 15
+    # The last image never is the frame of a pair: its focal comes from its points in others' frames.
+    assert angles.max() < 0.1
+    assert centers.max() < 1e-3
 
 
 def test_separate_groups_are_all_placed():
@@ -431,6 +426,23 @@ def test_attributes_scripts_use():
     scene.min_conf_thr = float(scene.conf_trf(torch.tensor(3.0)))
     assert scene.min_conf_thr == pytest.approx(np.log(3))
     assert scene.get_pts3d(raw=True).shape[:2] == scene.get_depthmaps(raw=True).shape
+
+
+def test_batched_predictions_of_inference():
+    views = [view for view in room_views(6, size=SIZE) if view.points.shape[:2] == SIZE][:2]
+    output = perfect_output(views, [(0, 1), (1, 0)])
+    stacked = {
+        name: {key: torch.stack(maps) if key != "idx" else maps for key, maps in part.items()}
+        for name, part in output.items()
+    }
+    losses = [float(_start(scene)) for scene in (output, stacked)]
+    assert losses[0] == losses[1] < 1e-3
+
+
+def _start(output):
+    scene = global_aligner(output, "cpu", verbose=False)
+    init_minimum_spanning_tree(scene)
+    return scene().detach()
 
 
 def test_going_on_copying_and_moving():

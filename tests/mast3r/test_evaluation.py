@@ -266,9 +266,7 @@ def pair_with_depth(tmp_path):
 
 
 def test_depth_pointmap_and_focal(pair_with_depth):
-    score = judge_pair(
-        "room", pair_with_depth, plane_result(pair_with_depth, scale=1.5, focal=1.1), metric=True
-    )
+    score = judge_pair("room", pair_with_depth, plane_result(pair_with_depth, scale=1.5, focal=1.1), metric=True)
     assert score.depth.abs_rel == pytest.approx(0, abs=1e-6)
     assert score.depth.delta1 == 1.0
     assert score.depth.metric_abs_rel == pytest.approx(0.5, abs=1e-6)
