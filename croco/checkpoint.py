@@ -133,9 +133,7 @@ class Storable(Protocol):
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def load_pretrained(
-    cls: type[ModelT], name: str | Path, *, adaptation: Adaptation | None = None, **kw: Any
-) -> ModelT:
+def load_pretrained(cls: type[ModelT], name: str | Path, *, adaptation: Adaptation | None = None, **kw: Any) -> ModelT:
     """Load a model of class `cls`.
 
     Args:
@@ -216,9 +214,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return _read_pickle(path)
 
 
-def _checkpoint(
-    path: Path, weights: Weights, architecture: str | None, kwargs: dict[str, Any] | None
-) -> Checkpoint:
+def _checkpoint(path: Path, weights: Weights, architecture: str | None, kwargs: dict[str, Any] | None) -> Checkpoint:
     if architecture is None:
         matches = (name for part, name in _MARKERS if any(part in key for key in weights))
         architecture = next(matches, None)
@@ -231,9 +227,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}); download it again."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); download it again.") from error
     try:
         if "config" in metadata:
             config = json.loads(metadata["config"])
@@ -241,9 +235,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         sibling = path.with_name("config.json")
         kwargs = _tuples(dict(json.loads(sibling.read_text()))) if sibling.is_file() else None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(
-            f"the model description of {path} is damaged ({error}); download it again."
-        ) from error
+        raise CheckpointError(f"the model description of {path} is damaged ({error}); download it again.") from error
     return _checkpoint(path, weights, None, kwargs)
 
 
@@ -258,9 +250,7 @@ def _read_pickle(path: Path) -> Checkpoint:
     content = unpickle(path)
     weights = content.get("model")
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(
-            f"{path} holds no weights under the key 'model'; is it a checkpoint of this family?"
-        )
+        raise CheckpointError(f"{path} holds no weights under the key 'model'; is it a checkpoint of this family?")
     if isinstance(content.get("croco_kwargs"), dict):
         return _checkpoint(path, weights, "CroCoNet", content["croco_kwargs"])
     text = getattr(content.get("args"), "model", None) or content.get("model_name")
@@ -299,9 +289,7 @@ def unpickle(path: str | Path) -> dict[str, Any]:
         IndexError,
     ) as error:
         reason = _first_sentence(error)
-        raise CheckpointError(
-            f"{path} cannot be read ({reason}); it may be truncated, download it again."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read ({reason}); it may be truncated, download it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict with the key 'model'.")
     return content
@@ -330,9 +318,7 @@ def build_empty(cls: type[ModelT], checkpoint: Checkpoint, overrides: Mapping[st
             "load it with its own class."
         )
     if checkpoint.kwargs is None and wanted != "CroCoNet":  # CroCo v1 files hold none: class defaults
-        raise CheckpointError(
-            f"{checkpoint.source} does not say how to build the model; a config is missing."
-        )
+        raise CheckpointError(f"{checkpoint.source} does not say how to build the model; a config is missing.")
     kwargs = {**(checkpoint.kwargs or {}), **overrides}
     depth = max((value for key, value in kwargs.items() if key.endswith("_depth")), default=0)
     if not isinstance(depth, int) or depth > len(checkpoint.weights):
@@ -391,9 +377,7 @@ def _check_keys(missing: Iterable[str], unexpected: Iterable[str], source: str) 
     for problem, keys in (("lacks", sorted(missing)), ("has too many:", sorted(unexpected))):
         if keys:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise CheckpointError(
-                f"{source} {problem} {len(keys)} weights ({shown}); does it belong to this model?"
-            )
+            raise CheckpointError(f"{source} {problem} {len(keys)} weights ({shown}); does it belong to this model?")
 
 
 def _place(tensor: Tensor, options: LoadOptions) -> Tensor:

@@ -89,9 +89,7 @@ def _value(node: ast.expr, registry: Mapping[str, object], depth: int) -> Any:
         return _combined(node, registry, depth)
     if isinstance(node, ast.Call) and registry:
         return _called(node, registry, depth)
-    _refuse(
-        node, "only literals are allowed" if not registry else "only calls, literals, + - * @ are allowed"
-    )
+    _refuse(node, "only literals are allowed" if not registry else "only calls, literals, + - * @ are allowed")
 
 
 def _lookup(node: ast.Name | ast.Attribute, registry: Mapping[str, object]) -> Any:

@@ -1,0 +1,1 @@
+"""Two images to pointmaps: model, losses, scene engine, training, inference, alignment."""

@@ -69,9 +69,7 @@ def copy_second_decoder(weights: Weights) -> Weights:
     }
 
 
-def load_pretrained(
-    cls: type[ModelT], name: str | Path, *, packaged: Path | None = None, **kw: Any
-) -> ModelT:
+def load_pretrained(cls: type[ModelT], name: str | Path, *, packaged: Path | None = None, **kw: Any) -> ModelT:
     """Load a two-view model for inference.
 
     The patch embedding becomes 'PatchEmbedDust3R' and `landscape_only` False unless given explicitly.
@@ -116,11 +114,7 @@ def initialize_from(model: nn.Module, name: str | Path, **kw: Any) -> LoadReport
     loaded = [key for key in own if key in weights]
     wrong = [key for key in loaded if own[key].shape != weights[key].shape]
     if wrong or not loaded:
-        what = (
-            f"{wrong[0]} has shape {tuple(weights[wrong[0]].shape)}"
-            if wrong
-            else "no weight has a known name"
-        )
+        what = f"{wrong[0]} has shape {tuple(weights[wrong[0]].shape)}" if wrong else "no weight has a known name"
         raise CheckpointError(f"{checkpoint.source} does not fit this {type(model).__name__}: {what}.")
     model.load_state_dict({key: weights[key] for key in loaded}, strict=False)
     missing = tuple(key for key in own if key not in weights)

@@ -52,9 +52,7 @@ def graph_edges(n: int, scene_graph: str) -> list[Edge]:
     if name == "oneref" and len(options) <= 1:
         reference = _number(options[0], scene_graph) if options else 0
         if reference >= max(n, 1):
-            raise ValueError(
-                f"scene_graph {scene_graph!r} refers to image {reference}, but there are only {n} images."
-            )
+            raise ValueError(f"scene_graph {scene_graph!r} refers to image {reference}, but there are only {n} images.")
         return [(reference, j) for j in range(n) if j != reference]
     raise ValueError(f"Unknown scene_graph {scene_graph!r}; choose one of {GRAPHS}.")
 
@@ -74,9 +72,7 @@ def select_pairs(
     return filter_pairs_seq(pairs, int(distance), cyclic=kind == "cyc")
 
 
-def filter_pairs_seq(
-    pairs: Sequence[tuple[Any, Any]], seq_dis_thr: int, cyclic: bool = False
-) -> list[tuple[Any, Any]]:
+def filter_pairs_seq(pairs: Sequence[tuple[Any, Any]], seq_dis_thr: int, cyclic: bool = False) -> list[tuple[Any, Any]]:
     """Keep the pairs of views whose `idx` differ by at most `seq_dis_thr`.
 
     Args:
@@ -147,9 +143,7 @@ def _window_options(options: list[str], scene_graph: str) -> tuple[int, bool]:
 
 def _number(text: str, scene_graph: str) -> int:
     if not text.isdecimal():
-        raise ValueError(
-            f"scene_graph {scene_graph!r} has {text!r} where a number belongs; choose one of {GRAPHS}."
-        )
+        raise ValueError(f"scene_graph {scene_graph!r} has {text!r} where a number belongs; choose one of {GRAPHS}.")
     return int(text)
 
 

@@ -29,9 +29,7 @@ _MIN_SCALE = 1e-3
 View: TypeAlias = Mapping[str, Any]
 Pair: TypeAlias = "tuple[View, View]"
 Prediction: TypeAlias = "dict[str, Tensor]"
-FitMode: TypeAlias = Literal[
-    "avg", "median", "weiszfeld", "avg_stop_grad", "median_stop_grad", "weiszfeld_stop_grad"
-]
+FitMode: TypeAlias = Literal["avg", "median", "weiszfeld", "avg_stop_grad", "median_stop_grad", "weiszfeld_stop_grad"]
 
 
 @torch.no_grad()
@@ -163,9 +161,7 @@ def get_pred_pts3d(gt: View, pred: Mapping[str, Tensor], use_pose: bool = False)
     elif "pts3d" in pred:
         points = pred["pts3d"]
     else:
-        raise ValueError(
-            f"A prediction needs pts3d, pts3d_in_other_view or depth with pseudo_focal, got {list(pred)}."
-        )
+        raise ValueError(f"A prediction needs pts3d, pts3d_in_other_view or depth with pseudo_focal, got {list(pred)}.")
     if not use_pose:
         return points
     if "camera_pose" not in pred:
@@ -202,9 +198,7 @@ def find_opt_scaling(
     """
     method = fit_mode.removesuffix("_stop_grad")
     if method not in ("avg", "median", "weiszfeld"):
-        raise ValueError(
-            f"fit_mode must be avg, median or weiszfeld (optionally with _stop_grad), got {fit_mode!r}."
-        )
+        raise ValueError(f"fit_mode must be avg, median or weiszfeld (optionally with _stop_grad), got {fit_mode!r}.")
     true, known = _joint_points(gt_pts1, gt_pts2, valid1, valid2)
     predicted, finite = _joint_points(pr_pts1, pr_pts2, valid1, valid2)
     weight = known * finite
@@ -308,8 +302,7 @@ def _nbytes(entry: tuple[Tensor, Tensor]) -> int:
 
 def _view_to_device(view: View, device: str | torch.device) -> dict[str, Any]:
     return {
-        key: value if key in _HOST_KEYS else todevice(value, device, non_blocking=True)
-        for key, value in view.items()
+        key: value if key in _HOST_KEYS else todevice(value, device, non_blocking=True) for key, value in view.items()
     }
 
 

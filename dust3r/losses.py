@@ -41,9 +41,7 @@ def required(view: View, key: str) -> Tensor:
         ValueError: if the view or prediction lacks it.
     """
     if key not in view:
-        raise ValueError(
-            f"this loss needs {key!r} in the view or prediction, got only {sorted(view)}; add it"
-        )
+        raise ValueError(f"this loss needs {key!r} in the view or prediction, got only {sorted(view)}; add it")
     return view[key]
 
 
@@ -172,10 +170,7 @@ class WeightedSum(MultiLoss):
 
     def get_name(self) -> str:
         """Formula, such as `A + 0.075*B`."""
-        parts = [
-            loss.get_name() if weight == 1 else f"{weight:g}*{loss.get_name()}"
-            for weight, loss in _terms(self)
-        ]
+        parts = [loss.get_name() if weight == 1 else f"{weight:g}*{loss.get_name()}" for weight, loss in _terms(self)]
         return " + ".join(parts)
 
     def compute_loss(
@@ -275,9 +270,7 @@ class Regr3D(PixelLoss):
         """`Regr3D(L21Loss())` and the like."""
         return f"{type(self).__name__}({type(self.criterion).__name__}())"
 
-    def point_pairs(
-        self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None
-    ) -> PointPairs:
+    def point_pairs(self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None) -> PointPairs:
         """Normalised point maps to compare."""
         pairs = points_in_camera1(gt1, gt2, pred1, pred2, dist_clip)
         if self.norm_mode is None:
@@ -295,9 +288,7 @@ class Regr3D(PixelLoss):
         return PixelLosses((dist1, dist2), pairs.valid)
 
 
-def points_in_camera1(
-    gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None
-) -> PointPairs:
+def points_in_camera1(gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None) -> PointPairs:
     """Ground truth moved to camera 1, beside the predictions, which are there already."""
     cam1_from_world = inv(full_precision(required(gt1, "camera_pose")))
     gt, valid = [], []
@@ -315,9 +306,7 @@ def points_in_camera1(
 class ShiftInvariance(Regr3D):
     """Mix-in: remove the joint median depth of prediction and ground truth."""
 
-    def point_pairs(
-        self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None
-    ) -> PointPairs:
+    def point_pairs(self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None) -> PointPairs:
         """Point maps with median depth 0."""
         pairs = super().point_pairs(gt1, gt2, pred1, pred2, dist_clip)
         gt, pred = (_without_median_depth(maps, pairs.valid) for maps in (pairs.gt, pairs.pred))
@@ -337,9 +326,7 @@ class ScaleInvariance(Regr3D):
     to [1e-3, 1e3].
     """
 
-    def point_pairs(
-        self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None
-    ) -> PointPairs:
+    def point_pairs(self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None) -> PointPairs:
         """Point maps of equal scale."""
         pairs = super().point_pairs(gt1, gt2, pred1, pred2, dist_clip)
         gt_scale, pred_scale = (

@@ -285,9 +285,7 @@ def _full_precision(device_type: str) -> Any:
     return nullcontext()
 
 
-def load_model(
-    model_path: str | Path, device: str | torch.device, verbose: bool = True
-) -> AsymmetricCroCo3DStereo:
+def load_model(model_path: str | Path, device: str | torch.device, verbose: bool = True) -> AsymmetricCroCo3DStereo:
     """Load a DUSt3R checkpoint file (see `AsymmetricCroCo3DStereo.from_pretrained`).
 
     Args:

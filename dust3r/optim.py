@@ -126,9 +126,7 @@ class EMA:
         shadow = state["shadow"]
         if shadow.keys() != self.shadow.keys():
             differing = sorted(shadow.keys() ^ self.shadow.keys())
-            raise ValueError(
-                f"EMA state of another model: {len(differing)} names differ, first {differing[0]!r}"
-            )
+            raise ValueError(f"EMA state of another model: {len(differing)} names differ, first {differing[0]!r}")
         for name, tensor in self.shadow.items():
             tensor.copy_(shadow[name])
         self.updates, self.decay, self.warmup = state["updates"], state["decay"], state["warmup"]

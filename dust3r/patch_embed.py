@@ -51,14 +51,10 @@ class ManyAR_PatchEmbed(PatchEmbed):  # noqa: N801 (official name, stored in che
         """
         batch, _, height, width = image.shape
         if height > width:
-            raise ValueError(
-                f"ManyAR_PatchEmbed takes landscape containers (W >= H), got H={height}, W={width}."
-            )
+            raise ValueError(f"ManyAR_PatchEmbed takes landscape containers (W >= H), got H={height}, W={width}.")
         portrait = portrait_rows(true_shape)
         if len(portrait) != batch:
-            raise ValueError(
-                f"true_shape has {len(portrait)} rows for {batch} images; give one (height, width) each."
-            )
+            raise ValueError(f"true_shape has {len(portrait)} rows for {batch} images; give one (height, width) each.")
         landscape, portrait = (~portrait).nonzero().flatten(), portrait.nonzero().flatten()
         landscape, portrait = landscape.to(image.device), portrait.to(image.device)
         if len(portrait) == 0:

@@ -58,9 +58,7 @@ class Batches:
     def ask_ahead(self, requests: list[BatchRequest]) -> None:
         """Start working on `requests`, if this object works ahead."""
         if self._worker is not None:
-            self._coming = {
-                request.index: (request, self._worker.submit(self._fetch, request)) for request in requests
-            }
+            self._coming = {request.index: (request, self._worker.submit(self._fetch, request)) for request in requests}
 
     def _fetch(self, request: BatchRequest) -> tuple[tuple[View, View], Any]:
         with torch.cuda.stream(self._stream):  # None: the present stream
@@ -134,9 +132,7 @@ def evaluate_on_loaders(
     for name, loader in loaders.items():
         values: dict[str, list[float]] = {}
         for batch in loader:
-            loss, details = loss_of_one_batch(
-                batch, model, criterion, device, symmetrize_batch=True, ret="loss"
-            )
+            loss, details = loss_of_one_batch(batch, model, criterion, device, symmetrize_batch=True, ret="loss")
             for part, value in {**details, "loss": loss}.items():
                 values.setdefault(part, []).append(float(value))
         for part, series in values.items():

@@ -59,9 +59,7 @@ class TrainState:
     ema: EMA | None = None
     counters: Counters = field(default_factory=Counters)
 
-    def state_dict(
-        self, *, rng: Sequence[dict[str, Any]], extra: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def state_dict(self, *, rng: Sequence[dict[str, Any]], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Plain tensors and numbers that describe the run; `rng` holds one entry per process."""
         return {
             **(extra or {}),
@@ -98,10 +96,7 @@ class TrainState:
 
 def _load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     current = optimizer.state_dict()
-    sizes = [
-        [len(group["params"]) for group in groups]
-        for groups in (current["param_groups"], saved["param_groups"])
-    ]
+    sizes = [[len(group["params"]) for group in groups] for groups in (current["param_groups"], saved["param_groups"])]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the checkpoint's optimiser has parameter groups of sizes {sizes[1]}, this run has {sizes[0]}: "
@@ -179,9 +174,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)  # rename leaves both names when they are already the same file
 
 
-def save_state(
-    state: Mapping[str, Any], folder: str | os.PathLike[str], *, split_mb: float | None = None
-) -> Path:
+def save_state(state: Mapping[str, Any], folder: str | os.PathLike[str], *, split_mb: float | None = None) -> Path:
     """Write `state` as `checkpoint-last.pth` in `folder`; the file it replaces becomes `checkpoint-prev.pth`.
 
     Args:
@@ -242,9 +235,7 @@ def join_parts(index: Path) -> bytes:
         part = index.parent / Path(entry["name"]).name
         content = part.read_bytes() if part.exists() else b""
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(
-                f"part {part} is missing or damaged: copy all parts of {index.name} beside it again"
-            )
+            raise ValueError(f"part {part} is missing or damaged: copy all parts of {index.name} beside it again")
         buffer.write(content)
     return buffer.getvalue()
 
@@ -288,7 +279,5 @@ def _read_file(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load reports damage as many kinds of exception
         raise ValueError(f"checkpoint {path} is damaged or not a training state: {error}") from error
     if not isinstance(state, dict):
-        raise ValueError(
-            f"checkpoint {path} holds a {type(state).__name__}, expected a training state (a dict)"
-        )
+        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, expected a training state (a dict)")
     return state

@@ -70,9 +70,7 @@ def forward_loss(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         pred1, pred2 = model(network_inputs(view1), network_inputs(view2))
     loss, details = criterion(view1, view2, pred1, pred2)
-    parts = {
-        name: torch.as_tensor(part, dtype=torch.float32, device=device) for name, part in details.items()
-    }
+    parts = {name: torch.as_tensor(part, dtype=torch.float32, device=device) for name, part in details.items()}
     return loss, {"loss": loss.detach(), **parts}
 
 
@@ -89,9 +87,7 @@ class LossAndGradient:
             try:
                 return self._run(self._compiled, view1, view2, divide_by)
             except _compiler_errors() as error:
-                logger.warning(
-                    "torch.compile failed, training goes on uncompiled (slower): %s", _first_line(error)
-                )
+                logger.warning("torch.compile failed, training goes on uncompiled (slower): %s", _first_line(error))
                 self._compiled = None
         return self._run(forward_loss, view1, view2, divide_by)
 
@@ -140,16 +136,12 @@ def train_step(
     return {**values, "grad_norm": norm.nan_to_num(0.0, 0.0, 0.0), "skipped": skipped}
 
 
-def _apply_gradients(
-    state: TrainState, norm: torch.Tensor, lr: float, *, stop_on_nonfinite: bool
-) -> torch.Tensor:
+def _apply_gradients(state: TrainState, norm: torch.Tensor, lr: float, *, stop_on_nonfinite: bool) -> torch.Tensor:
     """Update weights and average, or leave them alone if the gradient is not finite; returns 1 if so."""
     optimizer = state.optimizer
     skip = (~torch.isfinite(norm)).float()
     if stop_on_nonfinite and bool(skip):
-        raise FloatingPointError(
-            f"the gradient of step {state.counters.step} is not finite: lower the learning rate"
-        )
+        raise FloatingPointError(f"the gradient of step {state.counters.step} is not finite: lower the learning rate")
     set_lr(optimizer, lr)
     if optimizer.defaults.get("fused"):
         # The fused kernel reads this flag on the device and then changes nothing: no waiting.

@@ -209,9 +209,7 @@ class TrainingRun:
         """What to ask the source for at `counters`, one request per micro-batch."""
         fraction, accum = self.config.fraction(counters), self.config.accum_iter
         indices = range(counters.step * accum, (counters.step + 1) * accum)
-        return [
-            batch_request(self.config, fraction=fraction, index=index, world=self.world) for index in indices
-        ]
+        return [batch_request(self.config, fraction=fraction, index=index, world=self.world) for index in indices]
 
     def _finish(self, stop: StopRequest) -> None:
         counters, every = self.counters, self.config.eval_every
@@ -219,7 +217,7 @@ class TrainingRun:
         finished = self.config.fraction(counters) >= 1.0
         if finished and not (every and counters.step % every == 0):
             self._evaluate()
-        if self._saved != (counters.step, self.best):
+        if finished or self._saved != (counters.step, self.best):  # the end also records the time that is used up
             self.save()
         outcome = "finished" if finished else "stopped"
         signal = None if stop.received is None else stop.received.name
@@ -237,9 +235,7 @@ class TrainingRun:
         if len(saved["rng"]) == self.world.size:
             train_state.set_rng_state(saved["rng"][self.world.rank], self.device)
         else:
-            logger.warning(
-                "%d processes resume a run of %d: random draws differ", self.world.size, len(saved["rng"])
-            )
+            logger.warning("%d processes resume a run of %d: random draws differ", self.world.size, len(saved["rng"]))
         logger.info("resumed from %s at step %d", path, self.counters.step)
 
     def save(self) -> None:
@@ -288,9 +284,7 @@ class TrainingRun:
         main = self.world.is_main
         self.log = RunLog(self.output_dir, enabled=main, start=self.config.fraction(self.counters))
         hardware = f"{self.world.size} x {describe_hardware(self.device)}"
-        self.log.write(
-            "start", {"config": asdict(self.config), "hardware": hardware, **asdict(self.counters)}
-        )
+        self.log.write("start", {"config": asdict(self.config), "hardware": hardware, **asdict(self.counters)})
         self._began = time.monotonic()
         self._logged = (self._began, self.counters.pairs)
 
@@ -334,11 +328,7 @@ class TrainingRun:
 
 def describe_hardware(device: torch.device) -> str:
     """One line on what a run is trained on."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return f"{name}, torch {torch.__version__}"
 
 
@@ -361,9 +351,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     schedule.add_argument("--accum_iter", default=1, type=int, help="micro-batches per optimiser step")
     schedule.add_argument("--epochs", default=800, type=int)
     schedule.add_argument("--weight_decay", default=0.05, type=float)
-    schedule.add_argument(
-        "--lr", type=float, help="highest learning rate (default: blr * effective batch / 256)"
-    )
+    schedule.add_argument("--lr", type=float, help="highest learning rate (default: blr * effective batch / 256)")
     schedule.add_argument("--blr", default=1.5e-4, type=float, help="learning rate per 256 pairs")
     schedule.add_argument("--min_lr", default=0.0, type=float)
     schedule.add_argument("--warmup_epochs", default=40, type=int)
@@ -431,9 +419,7 @@ def train(args: argparse.Namespace) -> TrainState:
 _REGRESSIONS = ("Regr3D", "Regr3D_ShiftInv", "Regr3D_ScaleInv", "Regr3D_ScaleShiftInv")
 
 
-def plan_official_run(
-    args: argparse.Namespace, registry: Mapping[str, object], device: torch.device
-) -> RunPlan:
+def plan_official_run(args: argparse.Namespace, registry: Mapping[str, object], device: torch.device) -> RunPlan:
     """The published way to train on prepared data sets.
 
     Args:

@@ -148,9 +148,7 @@ def add_scene_cam(
         scene.add_geometry(ball.apply_translation(pose[:3, 3]))
 
 
-def _image_size(
-    picture: np.ndarray | None, imsize: tuple[int, int] | None, focal: float | None
-) -> tuple[int, int]:
+def _image_size(picture: np.ndarray | None, imsize: tuple[int, int] | None, focal: float | None) -> tuple[int, int]:
     if picture is not None:
         return picture.shape[1], picture.shape[0]
     if imsize is not None:
@@ -229,15 +227,11 @@ class SceneViz:
         valid &= True if mask is None else np.asarray(to_numpy(mask), dtype=bool)
         columns, rows = np.meshgrid(np.arange(width), np.arange(height))
         safe = np.where(valid, z, 1.0)
-        local = np.stack(
-            [(columns - K[0, 2]) / K[0, 0] * safe, (rows - K[1, 2]) / K[1, 1] * safe, safe], axis=-1
-        )
+        local = np.stack([(columns - K[0, 2]) / K[0, 0] * safe, (rows - K[1, 2]) / K[1, 1] * safe, safe], axis=-1)
         points = local if cam2world is None else geotrf(np.asarray(to_numpy(cam2world)), local)
         return self._add_mesh(pts3d_to_trimesh(pixels, points, valid))
 
-    def add_pointcloud(
-        self, pts3d: Any, color: Any = (0, 0, 0), mask: Any = None, denoise: bool = False
-    ) -> SceneViz:
+    def add_pointcloud(self, pts3d: Any, color: Any = (0, 0, 0), mask: Any = None, denoise: bool = False) -> SceneViz:
         """Add points.
 
         Args:

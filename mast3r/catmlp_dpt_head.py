@@ -165,9 +165,7 @@ class CatMLPLinearHead(CatMLPHead):
 _HEADS: dict[str, type[CatMLPHead]] = {"catmlp+dpt": CatMLPDPTHead, "catmlp+linear": CatMLPLinearHead}
 
 
-def mast3r_head_factory(
-    head_type: str, output_mode: str, net: DescriptorOwner, has_conf: bool = False
-) -> nn.Module:
+def mast3r_head_factory(head_type: str, output_mode: str, net: DescriptorOwner, has_conf: bool = False) -> nn.Module:
     """Build a MASt3R head.
 
     Args:

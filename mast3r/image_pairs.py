@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dust3r.image_pairs import GRAPHS, Edge, Item, graph_edges, select_pairs
+from mast3r.retrieval.graph import make_pairs_fps
 
 DEFAULT_KEY_IMAGES = 20
 DEFAULT_NEIGHBOURS = 1
@@ -59,8 +60,6 @@ def _retrieval_edges(n: int, scene_graph: str, sim_mat: Any) -> list[Edge]:
     numbers = scene_graph.split("-")[1:]
     if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
         raise ValueError(f"Expected scene_graph 'retrieval-Na-k' with two numbers, got {scene_graph!r}.")
-    from mast3r.retrieval.graph import make_pairs_fps  # here: the other graphs need no retrieval package
-
     defaults = (DEFAULT_KEY_IMAGES, DEFAULT_NEIGHBOURS)
     key_images, neighbours = (*(int(number) for number in numbers), *defaults[len(numbers) :])
     pairs, _ = make_pairs_fps(similarity, Na=min(key_images, n), tokK=neighbours, dist_thresh=None)

@@ -32,9 +32,7 @@ def tie_views_and_patch_offsets(
     head = model.downstream_head1
     if noise < 0 or not isinstance(head, CatMLPHead):
         raise ValueError(f"expected a MASt3R model and noise >= 0, got a {type(head).__name__} and {noise}.")
-    repeat_patch_projection(
-        head.head_local_features.fc2, model.patch_size**2, noise=noise, generator=generator
-    )
+    repeat_patch_projection(head.head_local_features.fc2, model.patch_size**2, noise=noise, generator=generator)
     model.dec_blocks2.load_state_dict(model.dec_blocks.state_dict())
     model.downstream_head2.load_state_dict(head.state_dict())
 

@@ -90,9 +90,7 @@ class Regr3D(RelativeRegr3D):
         self.max_metric_scale = max_metric_scale
         self.loss_in_log = loss_in_log
 
-    def point_pairs(
-        self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None
-    ) -> PointPairs:
+    def point_pairs(self, gt1: View, gt2: View, pred1: View, pred2: View, dist_clip: float | None = None) -> PointPairs:
         """Normalised point maps to compare."""
         pairs = points_in_camera1(gt1, gt2, pred1, pred2, dist_clip)
         metric = self._metric_samples(gt1, pairs)
@@ -123,9 +121,7 @@ class Regr3D(RelativeRegr3D):
         metric_pred, gt = pairs.pred, pairs.gt
         if not self.gt_scale:
             *gt, factor = normalize_pointcloud(*pairs.gt, mode, *pairs.valid, ret_factor=True)
-            if mode.endswith(
-                "warp-log1p"
-            ):  # the ground truth was warped, so must be what it is compared with
+            if mode.endswith("warp-log1p"):  # the ground truth was warped, so must be what it is compared with
                 metric_pred = warp_log1p(metric_pred[0]), warp_log1p(metric_pred[1])
             metric_pred = metric_pred[0] / factor, metric_pred[1] / factor
         pred1, pred2 = (torch.where(metric, m, r) for m, r in zip(metric_pred, relative))
@@ -186,9 +182,7 @@ class MatchingCriterion(nn.Module, ABC):
             return 1 / (1 + torch.cdist(full_precision(desc1), full_precision(desc2)))
         return full_precision(desc1 @ desc2.mT)
 
-    def forward(
-        self, desc1: Tensor, desc2: Tensor, valid: Tensor | None = None, euclidean: bool = False
-    ) -> Tensor:
+    def forward(self, desc1: Tensor, desc2: Tensor, valid: Tensor | None = None, euclidean: bool = False) -> Tensor:
         """Value per row (B, N), or its mean over the `valid` (B, N) rows."""
         values = self.rows(self.similarity(desc1, desc2, euclidean))
         if self.reduction == "none":

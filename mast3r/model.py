@@ -57,9 +57,7 @@ class AsymmetricMASt3R(AsymmetricCroCo3DStereo):
         )
 
     def _make_head(self) -> nn.Module:
-        return mast3r_head_factory(
-            self.head_type, self.output_mode, self, has_conf=self.conf_mode is not None
-        )
+        return mast3r_head_factory(self.head_type, self.output_mode, self, has_conf=self.conf_mode is not None)
 
 
 def load_model(model_path: str | Path, device: str | torch.device, verbose: bool = True) -> AsymmetricMASt3R:

@@ -247,13 +247,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = dust3r_args_parser()
     # What is not given on the command line comes from the preset, or from the published defaults.
     parser.set_defaults(**{action.dest: None for action in parser._actions if action.dest != "help"})
-    parser.description = (
-        "Train MASt3R on rendered scenes (--preset) or on prepared data sets (--train_dataset)."
-    )
+    parser.description = "Train MASt3R on rendered scenes (--preset) or on prepared data sets (--train_dataset)."
     own = parser.add_argument_group("own runs")
-    own.add_argument(
-        "--preset", choices=sorted(PRESETS), default="small-224", help="model, losses and schedule"
-    )
+    own.add_argument("--preset", choices=sorted(PRESETS), default="small-224", help="model, losses and schedule")
     own.add_argument("--textures", type=Path, help="folder of photos to cover the rendered scenes with")
     own.add_argument("--exclude_textures", nargs="+", help="names of its sub-folders to leave out")
     own.add_argument("--steps", type=int, help="length of the run in optimiser steps")
@@ -262,9 +258,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     own.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     own.add_argument("--resume", type=Path, help="state file, parts index or folder (default: --output_dir)")
     own.add_argument("--restart", action="store_true", help="do not continue what lies in --output_dir")
-    own.add_argument(
-        "--init_from", type=Path, help="weights (.safetensors) to start from, for example shipped ones"
-    )
+    own.add_argument("--init_from", type=Path, help="weights (.safetensors) to start from, for example shipped ones")
     own.add_argument("--log_every", type=int, help="steps per log line")
     own.add_argument("--eval_every", type=int, help="steps per evaluation")
     own.add_argument(
@@ -279,9 +273,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--save_every", type=int, help="steps per checkpoint")
     own.add_argument("--keep_every", type=int, help="steps per checkpoint that is kept for ever")
-    own.add_argument(
-        "--split_mb", "--split-mb", type=float, help="also write checkpoints as parts of so many MB"
-    )
+    own.add_argument("--split_mb", "--split-mb", type=float, help="also write checkpoints as parts of so many MB")
     own.add_argument("--grad_clip", type=float, help="largest gradient norm")
     own.add_argument("--ema_decay", type=float, help="decay of the averaged weights")
     own.add_argument("--symmetrize", action=argparse.BooleanOptionalAction, help="show pairs in both orders")
@@ -289,9 +281,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--compile_scenes", action=argparse.BooleanOptionalAction, help="compile the renderer of the scenes"
     )
-    own.add_argument(
-        "--export", type=Path, help="write the averaged weights (.safetensors) and their card here"
-    )
+    own.add_argument("--export", type=Path, help="write the averaged weights (.safetensors) and their card here")
     own.add_argument("--note", default="", help="a sentence for the card, for example what the textures are")
     return parser
 

@@ -96,9 +96,7 @@ def evaluate_synthetic(
         grid_step: spacing of the judged points of view 1, in pixels.
     """
     errors, medians, means = [], [], []
-    for view1, view2 in _batches(
-        engine, seed, pairs, batch_size, height=height, width=width, overlap=overlap
-    ):
+    for view1, view2 in _batches(engine, seed, pairs, batch_size, height=height, width=width, overlap=overlap):
         keys = ("img", "true_shape")
         pred1, pred2 = model(*({k: view[k] for k in keys if k in view} for view in (view1, view2)))
         errors += match_errors(view1, view2, pred1["desc"], pred2["desc"], grid_step=grid_step)
@@ -111,17 +109,13 @@ def evaluate_synthetic(
     return SyntheticMetrics(*values, points=len(distances), pairs=pairs)
 
 
-def _batches(
-    engine: PairEngine, seed: int, pairs: int, batch_size: int, **request: Any
-) -> Iterator[tuple[View, View]]:
+def _batches(engine: PairEngine, seed: int, pairs: int, batch_size: int, **request: Any) -> Iterator[tuple[View, View]]:
     for number, start in enumerate(range(0, pairs, batch_size)):
         rows = min(batch_size, pairs - start)
         yield engine.pairs(seed + number, rows, n_corres=1, **request)
 
 
-def match_errors(
-    view1: View, view2: View, desc1: Tensor, desc2: Tensor, *, grid_step: int = 8
-) -> list[Tensor]:
+def match_errors(view1: View, view2: View, desc1: Tensor, desc2: Tensor, *, grid_step: int = 8) -> list[Tensor]:
     """Distance in pixels between best and true match of each visible grid point, one 1-D tensor per pair.
 
     Args:

@@ -44,8 +44,7 @@ class Camera:
         distortion = tuple(float(value) for value in self.distortion)
         if len(distortion) != _PARAMETERS[self.model]:
             raise ValueError(
-                f"Camera model {self.model} takes {_PARAMETERS[self.model]} distortion values, "
-                f"got {len(distortion)}."
+                f"Camera model {self.model} takes {_PARAMETERS[self.model]} distortion values, got {len(distortion)}."
             )
         K.setflags(write=False)
         object.__setattr__(self, "K", K)
@@ -126,14 +125,11 @@ class Camera:
         """
         if transform.size_from != (self.width, self.height):
             raise ValueError(
-                f"The transform starts from size {transform.size_from}, "
-                f"the camera has {self.width}x{self.height}."
+                f"The transform starts from size {transform.size_from}, the camera has {self.width}x{self.height}."
             )
         linear = transform.matrix[:2, :2]
         if linear[0, 1] != 0 or linear[1, 0] != 0 or (np.diag(linear) <= 0).any():
-            raise ValueError(
-                "Intrinsics can be resized and cropped, not turned; turn the pose as well and build anew."
-            )
+            raise ValueError("Intrinsics can be resized and cropped, not turned; turn the pose as well and build anew.")
         return Camera(transform.matrix @ self.K, *transform.size_to, self.model, self.distortion)
 
     def _distort(self, plane: np.ndarray) -> np.ndarray:
@@ -159,9 +155,7 @@ class Camera:
 
     def __repr__(self) -> str:
         (fx, fy), (cx, cy) = self.focal, self.principal_point
-        return (
-            f"Camera({self.model} {self.width}x{self.height}, f=({fx:.1f}, {fy:.1f}), c=({cx:.1f}, {cy:.1f}))"
-        )
+        return f"Camera({self.model} {self.width}x{self.height}, f=({fx:.1f}, {fy:.1f}), c=({cx:.1f}, {cy:.1f}))"
 
 
 def check_intrinsics(K: np.ndarray) -> np.ndarray:
@@ -175,6 +169,4 @@ def check_intrinsics(K: np.ndarray) -> np.ndarray:
         zero = (*K[2, :2], K[1, 0], K[0, 1])
         if K[0, 0] > 0 and K[1, 1] > 0 and K[2, 2] == 1 and np.abs(zero).max() <= 1e-9 * K[0, 0]:
             return K
-    raise ValueError(
-        f"K must be ((fx, 0, cx), (0, fy, cy), (0, 0, 1)) with positive focals, got {K.tolist()}."
-    )
+    raise ValueError(f"K must be ((fx, 0, cx), (0, fy, cy), (0, 0, 1)) with positive focals, got {K.tolist()}.")

@@ -115,9 +115,7 @@ def build_scene(
 
     kept = [surface for surface in surfaces if surface.mask.any()]
     if not kept:
-        raise ValueError(
-            "There is no point to export: every pixel is masked, invalid or below the confidence limit."
-        )
+        raise ValueError("There is no point to export: every pixel is masked, invalid or below the confidence limit.")
     scene = trimesh.Scene()
     for i, surface in enumerate(kept):
         scene.add_geometry(_mesh(surface) if as_mesh else _point_cloud(surface), geom_name=f"surface_{i}")
@@ -159,9 +157,7 @@ def write_ply(path: str | os.PathLike[str], surfaces: Sequence[Surface]) -> Path
 
     points = np.concatenate([np.zeros((0, 3)), *(surface.points[surface.mask] for surface in surfaces)])
     if not len(points):
-        raise ValueError(
-            "There is no point to export: every pixel is masked, invalid or below the confidence limit."
-        )
+        raise ValueError("There is no point to export: every pixel is masked, invalid or below the confidence limit.")
     colors = np.concatenate([surface.colors[surface.mask] for surface in surfaces])
     cloud = trimesh.PointCloud(points.astype(np.float32), colors=colors)
     return _write(path, cloud.export(file_type="ply"))
@@ -240,9 +236,7 @@ def _pyramid(view: DrawnCamera, size: float) -> trimesh.Trimesh:
     import trimesh
 
     right, bottom = view.camera.width - 0.5, view.camera.height - 0.5
-    corners = view.camera.unproject(
-        np.array([(-0.5, -0.5), (right, -0.5), (right, bottom), (-0.5, bottom)]), size
-    )
+    corners = view.camera.unproject(np.array([(-0.5, -0.5), (right, -0.5), (right, bottom), (-0.5, bottom)]), size)
     vertices = _gltf_axes(view.pose.apply(np.concatenate([np.zeros((1, 3)), corners])))
     sides = np.array([(0, 1, 2), (0, 2, 3), (0, 3, 4), (0, 4, 1)])
     faces = np.concatenate([sides, sides[:, ::-1]])

@@ -141,15 +141,11 @@ class ImageTransform:
         matrix = np.array(self.matrix, dtype=np.float64)
         affine = matrix.shape == (3, 3) and np.isfinite(matrix).all() and np.array_equal(matrix[2], (0, 0, 1))
         if not affine or np.linalg.det(matrix[:2, :2]) == 0:
-            raise ValueError(
-                f"ImageTransform.matrix must be an invertible affine (3, 3) matrix, got {self.matrix!r}."
-            )
+            raise ValueError(f"ImageTransform.matrix must be an invertible affine (3, 3) matrix, got {self.matrix!r}.")
         for name in ("size_from", "size_to"):
             size = tuple(int(side) for side in getattr(self, name))
             if len(size) != 2 or min(size) < 1:
-                raise ValueError(
-                    f"ImageTransform.{name} must be (width, height) with positive sides, got {size}."
-                )
+                raise ValueError(f"ImageTransform.{name} must be (width, height) with positive sides, got {size}.")
             object.__setattr__(self, name, size)
         matrix.setflags(write=False)
         object.__setattr__(self, "matrix", matrix)
@@ -163,17 +159,13 @@ class ImageTransform:
     def resize(cls, size_from: tuple[int, int], size_to: tuple[int, int]) -> ImageTransform:
         """Resize to `size_to`; the outer edges stay in place, so centres move by the pixel-centre rule."""
         sx, sy = size_to[0] / size_from[0], size_to[1] / size_from[1]
-        return cls(
-            np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]]), size_from, size_to
-        )
+        return cls(np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]]), size_from, size_to)
 
     @classmethod
     def crop(cls, size_from: tuple[int, int], box: tuple[int, int, int, int]) -> ImageTransform:
         """Cut out `box` = (left, top, right, bottom), right and bottom exclusive."""
         left, top, right, bottom = box
-        return cls(
-            np.array([[1.0, 0, -left], [0, 1, -top], [0, 0, 1]]), size_from, (right - left, bottom - top)
-        )
+        return cls(np.array([[1.0, 0, -left], [0, 1, -top], [0, 0, 1]]), size_from, (right - left, bottom - top))
 
     @classmethod
     def turn(cls, size_from: tuple[int, int], orientation: int) -> ImageTransform:
@@ -274,9 +266,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     except ImageError:
         raise
     except PIL.Image.DecompressionBombError:
-        raise ImageError(
-            f"{path} has far more than {MAX_PIXELS} pixels, the limit; downscale it first."
-        ) from None
+        raise ImageError(f"{path} has far more than {MAX_PIXELS} pixels, the limit; downscale it first.") from None
     except PIL.UnidentifiedImageError:
         raise ImageError(f"{path} is not an image in a format that Pillow can read.") from None
     except _DECODE_ERRORS as error:
@@ -315,8 +305,7 @@ def as_image(source: ImageSource) -> Image:
     if isinstance(source, np.ndarray):
         return Image(_rgb_from_array(source))
     raise ImageError(
-        "An image must be a path, a PIL image, a NumPy array or a multiview Image, "
-        f"got {type(source).__name__}."
+        f"An image must be a path, a PIL image, a NumPy array or a multiview Image, got {type(source).__name__}."
     )
 
 
@@ -330,9 +319,7 @@ def resize_long_edge(pil: PIL.Image.Image, long_edge: int) -> PIL.Image.Image:
     resample = PIL.Image.Resampling.LANCZOS if longest > long_edge else PIL.Image.Resampling.BICUBIC
     size = (_scaled(pil.width, long_edge, longest), _scaled(pil.height, long_edge, longest))
     if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(
-            f"Resizing a {pil.width}x{pil.height} image to {size[0]}x{size[1]} needs too much memory."
-        )
+        raise ImageError(f"Resizing a {pil.width}x{pil.height} image to {size[0]}x{size[1]} needs too much memory.")
     return pil.resize(size, resample)
 
 
@@ -369,9 +356,7 @@ def fit_for_model(
             f"A {width}x{height} image is too elongated: at long side {long_edge} its short side holds no "
             f"{patch_size} px patch; crop it or use a larger size."
         )
-    transform = ImageTransform.resize(image.size, resized.size).compose(
-        ImageTransform.crop(resized.size, box)
-    )
+    transform = ImageTransform.resize(image.size, resized.size).compose(ImageTransform.crop(resized.size, box))
     return np.array(resized.crop(box)), transform
 
 
@@ -393,9 +378,7 @@ def resample(image: Image, transform: ImageTransform) -> np.ndarray:
         raise ValueError(f"The transform starts from size {transform.size_from}, the image has {image.size}.")
     linear = transform.matrix[:2, :2]
     if linear[0, 1] != 0 or linear[1, 0] != 0 or (np.diag(linear) <= 0).any():
-        raise ValueError(
-            "resample() takes maps made of resizing and cropping only; apply turns to the pixels first."
-        )
+        raise ValueError("resample() takes maps made of resizing and cropping only; apply turns to the pixels first.")
     edges = transform.inverse().apply(np.array([(0, 0), transform.size_to]) - 0.5) + 0.5
     inside = (edges >= 0).all() and (edges <= np.array(image.size) + 1e-9).all()
     if inside:
@@ -413,9 +396,7 @@ def _scaled(side: int, long_edge: int, longest: int) -> int:
     return max(1, round(side * long_edge / longest))
 
 
-def _centre_box(
-    size: tuple[int, int], patch_size: int, *, square: bool, square_ok: bool
-) -> tuple[int, int, int, int]:
+def _centre_box(size: tuple[int, int], patch_size: int, *, square: bool, square_ok: bool) -> tuple[int, int, int, int]:
     """Centred crop window (left, top, right, bottom) of the rule in `fit_for_model`."""
     cx, cy = size[0] // 2, size[1] // 2
     if square:
@@ -433,9 +414,7 @@ def _check_file(path: Path) -> None:
     """Refuse what cannot be opened, with one sentence each."""
     try:
         if path.is_dir():
-            raise ImageError(
-                f"{path} is a directory, not an image file; name a file or list the directory yourself."
-            )
+            raise ImageError(f"{path} is a directory, not an image file; name a file or list the directory yourself.")
         if not path.exists():
             raise ImageNotFoundError(f"There is no image file {path}.")
         if path.stat().st_size == 0:
@@ -450,9 +429,7 @@ def _check_size(width: int, height: int, name: str) -> None:
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name} has {width}x{height} pixels, too few: each side needs at least {MIN_SIDE}.")
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {width}x{height} pixels, the limit is {MAX_PIXELS} in all; downscale it first."
-        )
+        raise ImageError(f"{name} has {width}x{height} pixels, the limit is {MAX_PIXELS} in all; downscale it first.")
 
 
 def _register_heif(path: Path) -> None:
@@ -527,9 +504,7 @@ def _eight_bit(array: np.ndarray) -> np.ndarray:
         return _eight_bit_from_sixteen(array)
     if np.issubdtype(array.dtype, np.integer):
         if array.min() < 0 or array.max() > 255:
-            raise ImageError(
-                f"An {array.dtype} image array must hold 0..255, got {array.min()}..{array.max()}."
-            )
+            raise ImageError(f"An {array.dtype} image array must hold 0..255, got {array.min()}..{array.max()}.")
         return array.astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating):
         return _eight_bit_from_float(array, "the image array")

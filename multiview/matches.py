@@ -88,9 +88,7 @@ class Matches:
 
     def swapped(self) -> Matches:
         """The same matches with the roles of the images exchanged."""
-        return Matches(
-            self.xy1, self.xy0, self.confidence, self.size1, self.size0, self.model_size1, self.model_size0
-        )
+        return Matches(self.xy1, self.xy0, self.confidence, self.size1, self.size0, self.model_size1, self.model_size0)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a .npz file that `Matches.load` reads back.

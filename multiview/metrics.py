@@ -95,9 +95,7 @@ def relative_pose_error(R_est: np.ndarray, t_est: np.ndarray, T_0to1: np.ndarray
     return PoseError(rotation_error_deg(R_est, T[:3, :3]), translation_error_deg(t_est, T[:3, 3]))
 
 
-def pose_auc(
-    errors: Sequence[float] | np.ndarray, thresholds: Sequence[float] = (5, 10, 20)
-) -> tuple[float, ...]:
+def pose_auc(errors: Sequence[float] | np.ndarray, thresholds: Sequence[float] = (5, 10, 20)) -> tuple[float, ...]:
     """Area under the recall curve of errors up to each threshold, divided by the threshold.
 
     The curve is piecewise linear from (0, 0) through the sorted errors, recall i/n at the i-th of n, and
@@ -135,9 +133,7 @@ def essential_matrix(T_0to1: np.ndarray) -> np.ndarray:
     return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ T[:3, :3]
 
 
-def epipolar_errors(
-    xy0: np.ndarray, xy1: np.ndarray, K0: np.ndarray, K1: np.ndarray, T_0to1: np.ndarray
-) -> np.ndarray:
+def epipolar_errors(xy0: np.ndarray, xy1: np.ndarray, K0: np.ndarray, K1: np.ndarray, T_0to1: np.ndarray) -> np.ndarray:
     """Squared symmetric epipolar distances in normalised image coordinates.
 
     Args:
@@ -216,9 +212,7 @@ def homography_corner_error(
 
 def absolute_pose_error(estimate: Pose, truth: Pose) -> tuple[float, float]:
     """Distance of the camera centres (unit of the scene) and angle of the rotations (degrees)."""
-    return float(np.linalg.norm(estimate.center - truth.center)), rotation_error_deg(
-        estimate.rotation, truth.rotation
-    )
+    return float(np.linalg.norm(estimate.center - truth.center)), rotation_error_deg(estimate.rotation, truth.rotation)
 
 
 def depth_error(
@@ -247,9 +241,7 @@ def depth_error(
     z, truth = np.asarray(depth, dtype=np.float64), np.asarray(depth_gt, dtype=np.float64)
     chosen = np.ones(z.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if not z.shape == truth.shape == chosen.shape:
-        raise ValueError(
-            f"Depth, truth and mask must have one shape, got {z.shape}, {truth.shape}, {chosen.shape}."
-        )
+        raise ValueError(f"Depth, truth and mask must have one shape, got {z.shape}, {truth.shape}, {chosen.shape}.")
     if align not in ("median", "none"):
         raise ValueError(f"align must be 'median' or 'none', got {align!r}.")
     used = chosen & np.isfinite(truth) & (truth > 0)
@@ -257,9 +249,7 @@ def depth_error(
     if not len(truth):
         raise ValueError("There is no pixel with a known depth to compare.")
     usable = np.isfinite(z) & (z > 0)
-    scale = (
-        float(np.median(truth[usable]) / np.median(z[usable])) if align == "median" and usable.any() else 1.0
-    )
+    scale = float(np.median(truth[usable]) / np.median(z[usable])) if align == "median" and usable.any() else 1.0
     relative = np.where(usable, np.abs(scale * np.where(usable, z, 0) - truth) / truth, 1.0)
     ratio = np.full(len(z), np.inf)
     ratio[usable] = np.maximum(scale * z[usable] / truth[usable], truth[usable] / (scale * z[usable]))

@@ -32,8 +32,7 @@ class Pointmap:
         confidence = np.asarray(self.confidence, dtype=np.float32)
         if points.ndim != 3 or points.shape[2] != 3 or confidence.shape != points.shape[:2]:
             raise ValueError(
-                "Pointmap needs points (H, W, 3) and confidence (H, W), "
-                f"got {points.shape} and {confidence.shape}."
+                f"Pointmap needs points (H, W, 3) and confidence (H, W), got {points.shape} and {confidence.shape}."
             )
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "confidence", confidence)
@@ -75,6 +74,4 @@ class Pointmap:
 
     def __repr__(self) -> str:
         width, height = self.size
-        return (
-            f"Pointmap({width}x{height} in {self.frame}, median confidence {np.median(self.confidence):.3g})"
-        )
+        return f"Pointmap({width}x{height} in {self.frame}, median confidence {np.median(self.confidence):.3g})"

@@ -24,14 +24,8 @@ class Pose:
 
     def __post_init__(self) -> None:
         matrix = np.array(self.world_from_cam, dtype=np.float64)
-        if (
-            matrix.shape != (4, 4)
-            or not np.isfinite(matrix).all()
-            or not np.allclose(matrix[3], (0, 0, 0, 1))
-        ):
-            raise ValueError(
-                f"Pose.world_from_cam must be a finite (4, 4) matrix with last row 0 0 0 1, got {matrix}."
-            )
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
+            raise ValueError(f"Pose.world_from_cam must be a finite (4, 4) matrix with last row 0 0 0 1, got {matrix}.")
         R = matrix[:3, :3]
         if np.abs(R @ R.T - np.eye(3)).max() > _RIGID_TOLERANCE or np.linalg.det(R) < 0:
             raise ValueError(f"Pose.world_from_cam must hold a rotation without scale or mirror, got {R}.")

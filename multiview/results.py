@@ -59,9 +59,7 @@ class PairResult:
 
     def __post_init__(self) -> None:
         if self.scale_status not in get_args(ScaleStatus):
-            raise ValueError(
-                f"scale_status must be one of {get_args(ScaleStatus)}, got {self.scale_status!r}."
-            )
+            raise ValueError(f"scale_status must be one of {get_args(ScaleStatus)}, got {self.scale_status!r}.")
         for i in (0, 1):
             original = (
                 self.images[i].size,
@@ -69,9 +67,7 @@ class PairResult:
                 (self.cameras[i].width, self.cameras[i].height),
             )
             if len(set(original)) != 1:
-                raise ValueError(
-                    f"Image, transform and camera {i} must have one original size, got {original}."
-                )
+                raise ValueError(f"Image, transform and camera {i} must have one original size, got {original}.")
             if self.transforms[i].size_to != self.pointmaps[i].size:
                 raise ValueError(
                     f"Pointmap {i} has size {self.pointmaps[i].size}, "
@@ -119,9 +115,7 @@ class PairResult:
         if self.own_pointmap1 is not None:
             return self.own_pointmap1.points[..., 2]
         if self.pose1 is None:
-            raise ValueError(
-                "The depth of image 1 needs its pose, which could not be estimated for this pair."
-            )
+            raise ValueError("The depth of image 1 needs its pose, which could not be estimated for this pair.")
         return self.pose1.inverse().apply(self.pointmaps[1].points)[..., 2].astype(np.float32)
 
     def summary(self) -> dict[str, Any]:
@@ -246,22 +240,15 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> PairResult:
     views = summary["views"]
     sizes = [tuple(view["size"]) for view in views]
     model_sizes = [tuple(view["model_size"]) for view in views]
-    images = [
-        Image(arrays[f"image{i}"], Path(view["path"]) if view["path"] else None)
-        for i, view in enumerate(views)
-    ]
+    images = [Image(arrays[f"image{i}"], Path(view["path"]) if view["path"] else None) for i, view in enumerate(views)]
     cameras = [
-        Camera(np.array(v["K"]), v["size"][0], v["size"][1], v["camera_model"], tuple(v["distortion"]))
-        for v in views
+        Camera(np.array(v["K"]), v["size"][0], v["size"][1], v["camera_model"], tuple(v["distortion"])) for v in views
     ]
     transforms = [
         ImageTransform(np.array(view["model_from_original"]), size, model_size)
         for view, size, model_size in zip(views, sizes, model_sizes)
     ]
-    maps = [
-        Pointmap(arrays[f"points{i}"], arrays[f"confidence{i}"], view["frame"])
-        for i, view in enumerate(views)
-    ]
+    maps = [Pointmap(arrays[f"points{i}"], arrays[f"confidence{i}"], view["frame"]) for i, view in enumerate(views)]
     own = None
     if "own_points1" in arrays:
         own = Pointmap(arrays["own_points1"], arrays["own_confidence1"], "camera 1")

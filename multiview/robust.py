@@ -211,9 +211,7 @@ def estimate_absolute_pose(
     pose, info = _poselib().estimate_absolute_pose(pixels, targets, _camera(K), options, {})
     inliers = _spread_mask(info, usable)
     R, t = np.asarray(pose.R), np.asarray(pose.t)
-    if not _beats_chance(inliers, usable, _POINT_CHANCE) or not (
-        np.isfinite(R).all() and np.isfinite(t).all()
-    ):
+    if not _beats_chance(inliers, usable, _POINT_CHANCE) or not (np.isfinite(R).all() and np.isfinite(t).all()):
         return failed
     return AbsolutePose(Pose.from_cam_from_world(R, t), inliers, True)
 
@@ -281,9 +279,7 @@ def _beats_chance(inliers: np.ndarray, usable: np.ndarray, chance: _Chance) -> b
     return count >= _SURE_SHARE * total or count >= chance.base + chance.share * total
 
 
-def _median_parallax(
-    xy0: np.ndarray, xy1: np.ndarray, K0: np.ndarray, K1: np.ndarray, R: np.ndarray
-) -> float:
+def _median_parallax(xy0: np.ndarray, xy1: np.ndarray, K0: np.ndarray, K1: np.ndarray, R: np.ndarray) -> float:
     """Median distance in pixels between the points of image 1 and those of image 0 after rotation alone."""
     rays = np.concatenate([xy0, np.ones((len(xy0), 1))], axis=1) @ np.linalg.inv(K0).T
     rotated = rays @ R.T @ K1.T

@@ -30,9 +30,7 @@ class PlaneEngine:
         generator = torch.Generator().manual_seed(seed % 2**62)
         draws = torch.rand(batch_size, 3, generator=generator) - 0.5
         second = [camera(0.3 + 0.4 * a, (0.2 + b, -0.1 + c, -0.3)) for a, b, c in draws.tolist()]
-        views = [
-            _view(pose, height, width) for pose in (FIRST_POSE.expand(batch_size, 4, 4), torch.stack(second))
-        ]
+        views = [_view(pose, height, width) for pose in (FIRST_POSE.expand(batch_size, 4, 4), torch.stack(second))]
         xy = torch.randint(0, min(height, width), (batch_size, n_corres, 2), generator=generator)
         for view in views:  # not true matches; enough to run a loss on
             view["corres"], view["valid_corres"] = xy, torch.ones(batch_size, n_corres, dtype=torch.bool)

@@ -114,11 +114,11 @@ def test_slam_front_end_calls(photos):
 
 
 def test_top_level_models_of_croco():
-    import dust3r.utils.path_to_croco  # noqa: F401
     from models.blocks import Block, DecoderBlock, PatchEmbed  # type: ignore[import-not-found]
-    from models.croco import CroCoNet  # type: ignore[import-not-found]
     from models.criterion import MaskedMSE  # type: ignore[import-not-found]
+    from models.croco import CroCoNet  # type: ignore[import-not-found]
 
+    import dust3r.utils.path_to_croco  # noqa: F401
     from croco.models.croco import CroCoNet as Same
 
     assert CroCoNet is Same

@@ -164,9 +164,7 @@ def test_official_entry_of_dust3r(tmp_path, monkeypatch):
         "output_mode='pts3d', depth_mode=('exp', -inf, inf), conf_mode=('exp', 1, inf), "
         "patch_embed_cls='ManyAR_PatchEmbed')"
     )
-    args = dust3r.training.get_args_parser().parse_args(
-        [*OFFICIAL, "--output_dir", str(tmp_path), "--model", model]
-    )
+    args = dust3r.training.get_args_parser().parse_args([*OFFICIAL, "--output_dir", str(tmp_path), "--model", model])
     state = dust3r.training.train(args)
     assert state.counters.step == 4
     assert read_state(tmp_path)["model_name"].startswith("AsymmetricCroCo3DStereo(")

@@ -235,9 +235,7 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=drop)
         self.norm_y = norm_layer(dim) if norm_mem else nn.Identity()
 
-    def forward(
-        self, x: Tensor, y: Tensor, xpos: Positions = None, ypos: Positions = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor, xpos: Positions = None, ypos: Positions = None) -> tuple[Tensor, Tensor]:
         """Update the tokens of one image while looking at the other.
 
         Args:

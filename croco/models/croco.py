@@ -97,14 +97,11 @@ class CrossViewBackbone(nn.Module):
         self.register_buffer("enc_pos_embed", self._cosine_table(enc_embed_dim))
         self.register_buffer("dec_pos_embed", self._cosine_table(dec_embed_dim))
         shared = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": norm_layer, "rope": self.rope}
-        self.enc_blocks = nn.ModuleList(
-            Block(enc_embed_dim, enc_num_heads, **shared) for _ in range(enc_depth)
-        )
+        self.enc_blocks = nn.ModuleList(Block(enc_embed_dim, enc_num_heads, **shared) for _ in range(enc_depth))
         self.enc_norm = norm_layer(enc_embed_dim)
         self.decoder_embed = nn.Linear(enc_embed_dim, dec_embed_dim)
         self.dec_blocks = nn.ModuleList(
-            DecoderBlock(dec_embed_dim, dec_num_heads, norm_mem=norm_im2_in_dec, **shared)
-            for _ in range(dec_depth)
+            DecoderBlock(dec_embed_dim, dec_num_heads, norm_mem=norm_im2_in_dec, **shared) for _ in range(dec_depth)
         )
         self.dec_norm = norm_layer(dec_embed_dim)
 

@@ -92,8 +92,7 @@ def _make_reassembly(dims: Sequence[int], layer_dims: Sequence[int]) -> nn.Modul
         [nn.Conv2d(layer_dims[3], layer_dims[3], 3, stride=2, padding=1)],
     ]
     return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(dim, layer_dim, 1), *after)
-        for dim, layer_dim, after in zip(dims, layer_dims, resample)
+        nn.Sequential(nn.Conv2d(dim, layer_dim, 1), *after) for dim, layer_dim, after in zip(dims, layer_dims, resample)
     )
 
 
@@ -141,9 +140,7 @@ class DPTOutputAdapter(nn.Module):
             )
         dims = (dim_tokens_enc or 768,) * 4 if not isinstance(dim_tokens_enc, Sequence) else dim_tokens_enc
         if not len(hooks) == len(layer_dims) == len(dims) == 4:
-            raise ValueError(
-                f"DPT needs four hooks, layer_dims and token widths, got {hooks}, {layer_dims}, {dims}."
-            )
+            raise ValueError(f"DPT needs four hooks, layer_dims and token widths, got {hooks}, {layer_dims}, {dims}.")
         self.num_channels = num_channels
         self.main_tasks = tuple(main_tasks)
         self.hooks = tuple(hooks)

@@ -49,17 +49,13 @@ class RoPE2D(nn.Module):
             The table, to be shared by all blocks that see the same positions.
         """
         if head_dim % 4:
-            raise ValueError(
-                f"RoPE2D needs a head dimension divisible by 4, got {head_dim}; change num_heads."
-            )
+            raise ValueError(f"RoPE2D needs a head dimension divisible by 4, got {head_dim}; change num_heads.")
         quarter = head_dim // 4
         exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
         angles = positions[:, None, :, :, None].float() * (self.F0 / self.base**exponent)
         angles = angles.to(torch.float64 if dtype == torch.float64 else torch.float32)
         cos, sin = angles.cos(), angles.sin()  # (B, 1, N, 2, D/4), axis 3 is (row, column)
-        return RotaryTable(
-            torch.stack((cos, cos), dim=-2).flatten(-3), torch.stack((-sin, sin), dim=-2).flatten(-3)
-        )
+        return RotaryTable(torch.stack((cos, cos), dim=-2).flatten(-3), torch.stack((-sin, sin), dim=-2).flatten(-3))
 
     def forward(self, tokens: Tensor, positions: Tensor | RotaryTable) -> Tensor:
         """Rotate query or key tokens.

@@ -189,7 +189,8 @@ def _attach(scene: BasePCOptimizer, placement: _Placement, e: int, *, tells_pose
     i, j = scene.edges[e]
     side, image, other = (0, i, j) if placement.points[i] is not None else (1, j, i)
     target = placement.points[image]
-    assert target is not None
+    if target is None:
+        raise ValueError(f"edge {i}-{j} touches no placed image: attach edges along the spanning tree")
     similarity = rigid_points_registration(scene.edge_points(e, side), target, scene.edge_conf(e, side))
     placement.points[other] = move_points(similarity, scene.edge_points(e, 1 - side))
     if tells_pose and placement.poses[i] is None:  # the predictions of an edge are in the frame of its first image

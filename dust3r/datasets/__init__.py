@@ -54,9 +54,7 @@ def get_data_loader(
         ValueError: if `dataset` is text; build it first.
     """
     if isinstance(dataset, str):
-        raise ValueError(
-            "get_data_loader needs a data set, got text; build it with dust3r.utils.expression.build"
-        )
+        raise ValueError("get_data_loader needs a data set, got text; build it with dust3r.utils.expression.build")
     return DataLoader(
         dataset,
         sampler=_sampler(dataset, batch_size, shuffle, drop_last),

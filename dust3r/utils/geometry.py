@@ -137,9 +137,7 @@ def inv(mat: Any) -> Any:
 # ----------------------------------------------------------------------------------- depth to points
 
 
-def depthmap_to_pts3d(
-    depth: Tensor, pseudo_focal: Tensor | float, pp: Tensor | None = None, **_: Any
-) -> Tensor:
+def depthmap_to_pts3d(depth: Tensor, pseudo_focal: Tensor | float, pp: Tensor | None = None, **_: Any) -> Tensor:
     """Unproject depth maps with a focal length and a principal point.
 
     Args:
@@ -193,9 +191,7 @@ def depthmap_to_camera_coordinates(
     """
     K = np.asarray(camera_intrinsics, dtype=np.float32)
     if K[0, 1] != 0 or K[1, 0] != 0:
-        raise ValueError(
-            f"depthmap_to_camera_coordinates needs K without skew, got {K.tolist()}; rectify first"
-        )
+        raise ValueError(f"depthmap_to_camera_coordinates needs K without skew, got {K.tolist()}; rectify first")
     H, W = depthmap.shape
     fx, fy = (K[0, 0], K[1, 1]) if pseudo_focal is None else (pseudo_focal, pseudo_focal)
     u, v = np.meshgrid(np.arange(W), np.arange(H))

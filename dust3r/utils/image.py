@@ -148,9 +148,7 @@ def rgb(ftensor: Any, true_shape: Any = None) -> Any:
     if true_shape is not None:
         height, width = (int(side) for side in np.asarray(true_shape).ravel())
         array = array[..., :height, :width, :]
-    scaled = (
-        array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.astype(np.float32) * 0.5 + 0.5
-    )
+    scaled = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.astype(np.float32) * 0.5 + 0.5
     return scaled.clip(0, 1)
 
 

@@ -100,9 +100,7 @@ def common_shape(true_shape: ShapeLike) -> tuple[int, int]:
     """
     sizes = {tuple(row) for row in torch.as_tensor(true_shape).tolist()}
     if len(sizes) != 1:
-        raise ValueError(
-            f"all images of a batch must share one true_shape here, got {sorted(sizes)}; split the batch."
-        )
+        raise ValueError(f"all images of a batch must share one true_shape here, got {sorted(sizes)}; split the batch.")
     height, width = sizes.pop()
     return height, width
 

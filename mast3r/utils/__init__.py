@@ -1,0 +1,1 @@
+"""Coarse-to-fine tiles and helpers under their official names."""

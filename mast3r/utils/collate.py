@@ -12,9 +12,7 @@ from torch import Tensor
 TypeKey = type | tuple[type, ...]
 
 
-def cat_collate(
-    batch: Sequence[Any], *, collate_fn_map: Mapping[TypeKey, Callable[..., Any]] | None = None
-) -> Any:
+def cat_collate(batch: Sequence[Any], *, collate_fn_map: Mapping[TypeKey, Callable[..., Any]] | None = None) -> Any:
     """Join samples along the batch axis they already have.
 
     Args:
@@ -36,10 +34,7 @@ def cat_collate(
         if isinstance(first, kind):
             return function(batch, collate_fn_map=collate_fn_map)
     if isinstance(first, Mapping):
-        return {
-            key: cat_collate([sample[key] for sample in batch], collate_fn_map=collate_fn_map)
-            for key in first
-        }
+        return {key: cat_collate([sample[key] for sample in batch], collate_fn_map=collate_fn_map) for key in first}
     if isinstance(first, (Tensor, np.ndarray)):
         return torch.cat([torch.atleast_1d(torch.as_tensor(sample)) for sample in batch])
     if isinstance(first, (bool, int, float, np.number)):
@@ -49,9 +44,7 @@ def cat_collate(
     return list(batch)
 
 
-def _collate_columns(
-    batch: Sequence[Any], collate_fn_map: Mapping[TypeKey, Callable[..., Any]] | None
-) -> Any:
+def _collate_columns(batch: Sequence[Any], collate_fn_map: Mapping[TypeKey, Callable[..., Any]] | None) -> Any:
     first = batch[0]
     if any(len(sample) != len(first) for sample in batch):
         raise ValueError("cat_collate() needs sequences of one length in all samples.")

@@ -49,9 +49,7 @@ def test_blocks_have_gradients():
     decoder = DecoderBlock(8, 2, qkv_bias=True, rope=rope).double()
     x, y = (torch.randn(1, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda a: encoder(a, positions), (x,), fast_mode=True)
-    assert torch.autograd.gradcheck(
-        lambda a, b: decoder(a, b, positions, positions)[0], (x, y), fast_mode=True
-    )
+    assert torch.autograd.gradcheck(lambda a, b: decoder(a, b, positions, positions)[0], (x, y), fast_mode=True)
 
 
 def test_decoder_block_passes_memory_on():

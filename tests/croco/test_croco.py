@@ -17,9 +17,7 @@ def test_state_dict_matches_the_published_manifest(manifest):
     with torch.device("meta"):
         model = CLASSES[manifest["cls"]](**parse_kwargs(manifest["kwargs"]))
     state = model.state_dict()
-    described = {
-        key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in state.items()
-    }
+    described = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in state.items()}
     assert described == manifest["state_dict"]
     assert len(state) == manifest["n_keys"]
     assert sum(p.numel() for p in model.parameters()) == manifest["n_params"]

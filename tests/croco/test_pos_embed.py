@@ -64,9 +64,7 @@ def test_rope_table_equals_positions():
     tokens = torch.randn(2, 3, 8, 12)
     positions = grid_positions(2, 2, 4)
     rope = RoPE2D()
-    torch.testing.assert_close(
-        rope(tokens, rope.table(positions, 12)), rope(tokens, positions), rtol=0, atol=0
-    )
+    torch.testing.assert_close(rope(tokens, rope.table(positions, 12)), rope(tokens, positions), rtol=0, atol=0)
 
 
 def test_grid_positions_are_raster_order():

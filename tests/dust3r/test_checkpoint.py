@@ -115,9 +115,7 @@ def test_half_precision_is_stored_and_widened(tmp_path):
     model = tiny_mast3r()
     save_safetensors(model, tmp_path / "half.safetensors", dtype=torch.float16)
     save_safetensors(model, tmp_path / "full.safetensors")
-    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (
-        tmp_path / "full.safetensors"
-    ).stat().st_size
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
     loaded = AsymmetricMASt3R.from_pretrained(tmp_path / "half.safetensors")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     half = AsymmetricMASt3R.from_pretrained(tmp_path / "half.safetensors", dtype=torch.float16)
@@ -128,9 +126,7 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_safetensors(tiny(), path)
     before = path.read_bytes()
-    monkeypatch.setattr(
-        "croco.checkpoint.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr("croco.checkpoint.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_safetensors(tiny(), path)
     assert path.read_bytes() == before
@@ -205,9 +201,7 @@ def test_loading_needs_no_random_numbers(tmp_path):
 
 
 def test_loaded_model_trains(tmp_path):
-    model = AsymmetricCroCo3DStereo.from_pretrained(
-        write_pth(tmp_path / "a.pth", tiny().state_dict())
-    ).train()
+    model = AsymmetricCroCo3DStereo.from_pretrained(write_pth(tmp_path / "a.pth", tiny().state_dict())).train()
     assert all(parameter.requires_grad for parameter in model.parameters())
     result, _ = model({"img": torch.zeros(1, 3, 32, 48)}, {"img": torch.zeros(1, 3, 32, 48)})
     result["pts3d"].sum().backward()
@@ -377,9 +371,7 @@ def test_other_files(tmp_path):
     refused(tmp_path / "no_config.safetensors", "config is missing")
 
 
-@pytest.mark.parametrize(
-    "config", ["", "[]", "{}", '{"cls": 1}', '{"cls": "CroCoNet", "kwargs": 3}', "[" * 10**5]
-)
+@pytest.mark.parametrize("config", ["", "[]", "{}", '{"cls": 1}', '{"cls": "CroCoNet", "kwargs": 3}', "[" * 10**5])
 def test_damaged_config(tmp_path, config):
     path = tmp_path / "model.safetensors"
     save_file(tiny().state_dict(), path, metadata={"config": config})

@@ -63,9 +63,7 @@ def test_collate_with_cat():
 
 
 def test_collate_with_cat_as_lists():
-    samples = [
-        {"t": torch.zeros(1, 3, side), "a": np.zeros((1, 2), np.int32), "i": [side]} for side in (4, 5)
-    ]
+    samples = [{"t": torch.zeros(1, 3, side), "a": np.zeros((1, 2), np.int32), "i": [side]} for side in (4, 5)]
     joined = collate_with_cat(samples, lists=True)
     assert [tuple(t.shape) for t in joined["t"]] == [(3, 4), (3, 5)]
     assert joined["a"][0].dtype == torch.int32
@@ -93,9 +91,7 @@ def test_parallel_threads_keeps_order():
 
 
 def test_parallel_front_runs_in_the_calling_thread():
-    names = parallel_threads(
-        lambda _: threading.current_thread().name, range(4), workers=2, front_num=2, disable=True
-    )
+    names = parallel_threads(lambda _: threading.current_thread().name, range(4), workers=2, front_num=2, disable=True)
     assert names[:2] == [threading.current_thread().name] * 2
     assert names[3] != names[0]
 

@@ -32,9 +32,7 @@ class Term:
 
 
 def term(*args, **kwargs):
-    items = [str(getattr(a, "text", a)) for a in args] + [
-        f"{k}={getattr(v, 'text', v)}" for k, v in kwargs.items()
-    ]
+    items = [str(getattr(a, "text", a)) for a in args] + [f"{k}={getattr(v, 'text', v)}" for k, v in kwargs.items()]
     return Term(f"t({','.join(items)})")
 
 
@@ -61,9 +59,7 @@ def test_arbitrary_text_never_raises_anything_else(text):
 
 
 def test_model_string():
-    name, kwargs = parse_call(
-        "Net(size=(512, 512), mode=('exp', -inf, inf), n=nan, flag = True, deep=[(1, [2.5])])"
-    )
+    name, kwargs = parse_call("Net(size=(512, 512), mode=('exp', -inf, inf), n=nan, flag = True, deep=[(1, [2.5])])")
     assert name == "Net"
     assert math.isnan(kwargs.pop("n"))
     assert kwargs == {

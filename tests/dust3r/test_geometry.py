@@ -106,9 +106,7 @@ def test_unprojection_matches_the_official_code(golden):
 def test_normalisation_matches_the_official_code(golden):
     g = golden("geometry")
     t = g.tensors
-    modes = [
-        k.removeprefix("norm.").removesuffix(".factor") for k in g.keys("norm.") if k.endswith(".factor")
-    ]
+    modes = [k.removeprefix("norm.").removesuffix(".factor") for k in g.keys("norm.") if k.endswith(".factor")]
     assert modes
     for mode in modes:
         args = t["pts"], t["pts2"], mode, t["valid1"], t["valid2"]
@@ -226,9 +224,7 @@ def test_unprojection_reprojects_onto_the_pixel_grid(seed):
 
 def test_unprojection_edge_cases():
     depth = np.array([[1.0, 0.0, np.nan, np.inf, -1.0]])
-    assert depthmap_to_camera_coordinates(depth, np.eye(3))[1].tolist() == [
-        [True, False, False, False, False]
-    ]
+    assert depthmap_to_camera_coordinates(depth, np.eye(3))[1].tolist() == [[True, False, False, False, False]]
     points, _ = depthmap_to_absolute_camera_coordinates(depth[:, :1], np.eye(3), None)
     assert points.tolist() == [[[0, 0, 1]]]
     twice, _ = depthmap_to_camera_coordinates(depth[:, :1] * 2, np.eye(3), pseudo_focal=np.full((1, 1), 5.0))

@@ -64,9 +64,7 @@ def test_zero_raw_point_has_a_finite_gradient():
     assert torch.isfinite(raw.grad).all()
 
 
-@pytest.mark.parametrize(
-    "mode", [("exp", 0, inf), ("exp", -inf, 10), ("cube", -inf, inf), ("exp", inf, -inf)]
-)
+@pytest.mark.parametrize("mode", [("exp", 0, inf), ("exp", -inf, 10), ("cube", -inf, inf), ("exp", inf, -inf)])
 def test_bad_depth_modes(mode):
     with pytest.raises(ValueError, match="depth_mode"):
         reg_dense_depth(torch.zeros(1, 3), mode)

@@ -37,9 +37,7 @@ def test_golden_retrieval(golden):
         graph = f"retrieval-{row['Na']}-{row['k']}"
         found = indices(make_pairs_mast3r, row["n"], graph, sim_mat=np.array(row["sim"]))
         assert all(i != j for i, j in found)
-        assert {(min(p), max(p)) for p in found} <= {
-            (i, j) for i in range(row["n"]) for j in range(row["n"]) if i < j
-        }
+        assert {(min(p), max(p)) for p in found} <= {(i, j) for i in range(row["n"]) for j in range(row["n"]) if i < j}
         if row["first_keyframe"] is None:
             assert sorted(found) == sorted(map(tuple, row["make_pairs_sym"]))
 

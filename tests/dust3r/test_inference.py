@@ -165,8 +165,7 @@ def test_cache_is_bounded(monkeypatch):
 
 def test_views_with_their_own_batch_use_the_plain_path():
     first, second = (
-        {"img": torch.rand(2, 3, 32, 48), "true_shape": torch.tensor([[32, 48]] * 2), "idx": [0, 1]}
-        for _ in "ab"
+        {"img": torch.rand(2, 3, 32, 48), "true_shape": torch.tensor([[32, 48]] * 2), "idx": [0, 1]} for _ in "ab"
     )
     model = Network()
     output = inference([(first, second)], model, "cpu", verbose=False)
@@ -200,9 +199,7 @@ def test_loss_of_one_batch():
     assert set(result) == {"view1", "view2", "pred1", "pred2", "loss"}
     assert result["loss"][1] == {"detail": 1.0}
     assert loss_of_one_batch(batch, Network(), None, "cpu")["loss"] is None
-    assert torch.equal(
-        loss_of_one_batch(batch, Network(), criterion, "cpu", ret="loss")[0], result["loss"][0]
-    )
+    assert torch.equal(loss_of_one_batch(batch, Network(), criterion, "cpu", ret="loss")[0], result["loss"][0])
     half = loss_of_one_batch(batch, Network(), None, "cpu", use_amp=torch.bfloat16)
     assert half["view1"]["idx"] == 0
 
@@ -226,9 +223,7 @@ def test_get_pred_pts3d():
     torch.testing.assert_close(moved, points + pose[:, None, None, :3, 3])
     K = torch.tensor([[[10.0, 0, 2], [0, 10, 1.5], [0, 0, 1]]])
     pred = {"depth": torch.full((1, 4, 5), 2.0), "pseudo_focal": torch.full((1, 4, 5), 10.0)}
-    torch.testing.assert_close(
-        get_pred_pts3d({"camera_intrinsics": K}, pred)[0, 0, 0], torch.tensor([-0.4, -0.3, 2.0])
-    )
+    torch.testing.assert_close(get_pred_pts3d({"camera_intrinsics": K}, pred)[0, 0, 0], torch.tensor([-0.4, -0.3, 2.0]))
     with pytest.raises(ValueError, match="pts3d"):
         get_pred_pts3d({}, {})
     with pytest.raises(ValueError, match="camera_pose"):
@@ -245,9 +240,7 @@ def test_find_opt_scaling_recovers_the_scale(mode):
     truth[~valid] = float("nan")
     found = find_opt_scaling(truth, truth, predicted, predicted, fit_mode=mode, valid1=valid, valid2=valid)
     torch.testing.assert_close(found, scale, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        find_opt_scaling(truth, None, predicted, fit_mode=mode), scale, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(find_opt_scaling(truth, None, predicted, fit_mode=mode), scale, rtol=1e-4, atol=1e-4)
 
 
 def test_find_opt_scaling_is_robust_bounded_and_differentiable():

@@ -169,9 +169,7 @@ def test_training_containers_equal_native_orientation(head_type):
     land, port = views()[0]["img"], views(64, 48)[0]["img"]
     container = torch.cat((land, port.transpose(-1, -2)))
     shape = torch.tensor([[48, 64], [64, 48]])
-    result = training(
-        {"img": container, "true_shape": shape}, {"img": container.flip(0), "true_shape": shape.flip(0)}
-    )
+    result = training({"img": container, "true_shape": shape}, {"img": container.flip(0), "true_shape": shape.flip(0)})
     first = native({"img": land}, {"img": port})
     second = native({"img": port}, {"img": land})
     torch.testing.assert_close(result[0]["pts3d"][:1], first[0]["pts3d"], rtol=1e-4, atol=1e-5)
@@ -207,9 +205,7 @@ def test_sizes_are_attributes():
 def test_freeze(freeze):
     model = tiny(freeze=freeze)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    encoder = {
-        n for n, _ in model.named_parameters() if n.startswith(("mask_token", "patch_embed", "enc_blocks"))
-    }
+    encoder = {n for n, _ in model.named_parameters() if n.startswith(("mask_token", "patch_embed", "enc_blocks"))}
     assert frozen == {"none": set(), "mask": {"mask_token"}, "encoder": encoder}[freeze]
 
 

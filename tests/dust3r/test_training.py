@@ -46,9 +46,7 @@ class TinyNet(nn.Module):
 
 
 def criterion(view1, view2, pred1, pred2):
-    loss = sum(
-        (pred["y"] - view["target"]).square().mean() for view, pred in ((view1, pred1), (view2, pred2))
-    )
+    loss = sum((pred["y"] - view["target"]).square().mean() for view, pred in ((view1, pred1), (view2, pred2)))
     return loss, {"mse": loss.detach()}
 
 
@@ -252,9 +250,7 @@ def test_run_resumes_from_parts_alone(tmp_path):
     for part in parts:
         (moved / part.name).write_bytes(part.read_bytes())
     assert_same(read_state(moved), read_state(tmp_path / "run" / train_state.LAST))
-    state = fit(
-        make_net(), criterion, source, replace(config, steps=8), output_dir=tmp_path / "new", resume=moved
-    )
+    state = fit(make_net(), criterion, source, replace(config, steps=8), output_dir=tmp_path / "new", resume=moved)
     assert state.counters.step == 8
 
 
@@ -279,10 +275,10 @@ def test_parts_cannot_name_files_elsewhere(tmp_path):
 
 
 def test_minutes_end_the_run_and_count_over_sessions(tmp_path):
-    config = replace(CONFIG, steps=None, minutes=0.6 / 60)
+    config = replace(CONFIG, steps=None, minutes=2.0 / 60)
     state = fit(make_net(), criterion, source, config, output_dir=tmp_path)
     assert state.counters.step > 3
-    assert 0.6 <= state.counters.seconds < 10
+    assert state.counters.seconds >= 2.0
     assert records(tmp_path, "finished")
     lrs = [record["lr"] for record in records(tmp_path, "train")]
     assert lrs[-1] < lrs[0]
@@ -347,9 +343,7 @@ class Poisoned:
 
 
 def test_step_without_finite_gradient_changes_nothing(tmp_path):
-    clean = fit(
-        make_net(), criterion, source, replace(CONFIG, steps=2, log_every=1), output_dir=tmp_path / "a"
-    )
+    clean = fit(make_net(), criterion, source, replace(CONFIG, steps=2, log_every=1), output_dir=tmp_path / "a")
     config = replace(CONFIG, steps=2, log_every=1, grad_clip=None, curriculum=(Stage(1.0, 16, 16),))
     before = {name: tensor.clone() for name, tensor in make_net().state_dict().items()}
     state = fit(make_net(), criterion, Poisoned(0, 1), config, output_dir=tmp_path / "b")

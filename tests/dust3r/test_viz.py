@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from room_scene import complete_edges, perfect_output, room_views
 
 from dust3r.cloud_opt import global_aligner
 from dust3r.viz import (
@@ -23,6 +22,7 @@ from dust3r.viz import (
     pts3d_to_trimesh,
     segment_sky,
 )
+from tests.dust3r.room_scene import complete_edges, perfect_output, room_views
 
 
 def grid(height=4, width=5):

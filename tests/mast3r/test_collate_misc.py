@@ -19,8 +19,7 @@ class Named(NamedTuple):
 
 def test_cat_collate():
     batch = [
-        {"t": torch.full((1, 2), float(i)), "a": np.zeros((2, 1)), "i": i, "s": "x", "l": [1, "y"]}
-        for i in (0, 1)
+        {"t": torch.full((1, 2), float(i)), "a": np.zeros((2, 1)), "i": i, "s": "x", "l": [1, "y"]} for i in (0, 1)
     ]
     out = cat_collate(batch)
     assert out["t"].shape == (2, 2)

@@ -199,9 +199,7 @@ def test_max_metric_scale_makes_far_samples_relative():
     batch = gt1, gt2, pred1, pred2
     relative = Regr3D(L21, norm_mode="avg_dis", sky_loss_value=0)(*batch)[0]
     assert torch.equal(Regr3D(L21, **options, max_metric_scale=1e-3)(*batch)[0], relative)
-    assert torch.equal(
-        Regr3D(L21, **options, max_metric_scale=1e3)(*batch)[0], Regr3D(L21, **options)(*batch)[0]
-    )
+    assert torch.equal(Regr3D(L21, **options, max_metric_scale=1e3)(*batch)[0], Regr3D(L21, **options)(*batch)[0])
 
 
 def test_sky_pixels_cost_a_constant():
@@ -299,9 +297,7 @@ def test_quantised_ap_is_exact_at_bin_centres_and_differentiable():
 
 
 def test_ap_with_euclidean_similarity_ranks_alike():
-    desc = torch.nn.functional.normalize(
-        torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
+    desc = torch.nn.functional.normalize(torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
     torch.testing.assert_close(APLoss(euc=True)(desc, desc.flip(2)), APLoss()(desc, desc.flip(2)))
 
 

@@ -23,9 +23,7 @@ def rotation(axis, degrees: float) -> np.ndarray:
 def picture(width: int, height: int) -> np.ndarray:
     """Red grows to the right, green grows downwards, blue is constant."""
     y, x = np.mgrid[:height, :width]
-    return np.stack([255 * x // (width - 1), 255 * y // (height - 1), np.full_like(x, 40)], axis=-1).astype(
-        np.uint8
-    )
+    return np.stack([255 * x // (width - 1), 255 * y // (height - 1), np.full_like(x, 40)], axis=-1).astype(np.uint8)
 
 
 def make_pair(*, own: bool = True, pose: bool = True, sizes=((120, 90), (100, 120))) -> PairResult:

@@ -25,9 +25,7 @@ def poses(draw):
 def test_group_laws(a, b, c, point):
     close = dict(rtol=0, atol=1e-8)
     np.testing.assert_allclose(a.compose(b).apply(point), a.apply(b.apply(point)), **close)
-    np.testing.assert_allclose(
-        a.compose(b).compose(c).world_from_cam, a.compose(b.compose(c)).world_from_cam, **close
-    )
+    np.testing.assert_allclose(a.compose(b).compose(c).world_from_cam, a.compose(b.compose(c)).world_from_cam, **close)
     np.testing.assert_allclose(a.compose(a.inverse()).world_from_cam, np.eye(4), **close)
     np.testing.assert_allclose(a.compose(a.relative(b)).world_from_cam, b.world_from_cam, **close)
     np.testing.assert_allclose(a.cam_from_world @ a.world_from_cam, np.eye(4), **close)

@@ -8,7 +8,6 @@ import struct
 import numpy as np
 import pytest
 import trimesh
-from synthetic_pair import make_pair
 
 from multiview.cameras import Camera
 from multiview.export import (
@@ -23,6 +22,7 @@ from multiview.export import (
 )
 from multiview.poses import Pose
 from multiview.results import PairResult
+from tests.multiview.synthetic_pair import make_pair
 
 
 @pytest.fixture
@@ -37,9 +37,7 @@ def load_scene(path) -> trimesh.Scene:
     return scene
 
 
-def geometry_in_world(
-    scene: trimesh.Scene, name: str
-) -> tuple[np.ndarray, trimesh.PointCloud | trimesh.Trimesh]:
+def geometry_in_world(scene: trimesh.Scene, name: str) -> tuple[np.ndarray, trimesh.PointCloud | trimesh.Trimesh]:
     for node in scene.graph.nodes_geometry:
         transform, geometry = scene.graph[node]
         if geometry == name:

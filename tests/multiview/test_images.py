@@ -26,9 +26,7 @@ from multiview.images import (
 
 def gradient(width: int = 40, height: int = 30) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
-    return np.stack([255 * x // (width - 1), 255 * y // (height - 1), (7 * x + 3 * y) % 256], axis=-1).astype(
-        np.uint8
-    )
+    return np.stack([255 * x // (width - 1), 255 * y // (height - 1), (7 * x + 3 * y) % 256], axis=-1).astype(np.uint8)
 
 
 def is_one_sentence(error: BaseException) -> bool:

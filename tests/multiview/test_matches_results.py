@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from synthetic_pair import make_pair
 
 from multiview.files import atomic_write, write_npz
 from multiview.images import ImageTransform
@@ -16,6 +15,7 @@ from multiview.matches import Matches
 from multiview.pointmaps import Pointmap
 from multiview.poses import Pose
 from multiview.results import PairResult
+from tests.multiview.synthetic_pair import make_pair
 
 
 @pytest.fixture
@@ -26,9 +26,7 @@ def pair() -> PairResult:
 
 def some_matches(n: int = 10) -> Matches:
     rng = np.random.default_rng(0)
-    return Matches(
-        rng.uniform(0, 90, (n, 2)), rng.uniform(0, 90, (n, 2)), rng.uniform(1, 9, n), (100, 90), (95, 91)
-    )
+    return Matches(rng.uniform(0, 90, (n, 2)), rng.uniform(0, 90, (n, 2)), rng.uniform(1, 9, n), (100, 90), (95, 91))
 
 
 def test_filter_and_top():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_pair import rotation
 
 from multiview.metrics import (
     absolute_pose_error,
@@ -20,6 +19,7 @@ from multiview.metrics import (
     translation_error_deg,
 )
 from multiview.poses import Pose
+from tests.multiview.synthetic_pair import rotation
 
 
 def test_golden_auc(golden):

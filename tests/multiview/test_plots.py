@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from synthetic_pair import make_pair
 
 from multiview.matches import Matches
 from multiview.plots import (
@@ -16,6 +15,7 @@ from multiview.plots import (
     position_colors,
 )
 from multiview.results import PairResult
+from tests.multiview.synthetic_pair import make_pair
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from synthetic_pair import rotation
 
 from multiview.cameras import Camera
 from multiview.metrics import relative_pose_error, rotation_error_deg, warp_points
 from multiview.poses import Pose
 from multiview.robust import estimate_absolute_pose, estimate_homography, estimate_relative_pose
+from tests.multiview.synthetic_pair import rotation
 
 K0 = Camera.from_focal(600.0, 640, 480).K
 K1 = Camera.from_focal(550.0, 640, 480).K
@@ -31,9 +31,7 @@ def scene(n: int = 200, outliers: int = 0, noise: float = 0.0, seed: int = 0):
     return xy0, xy1, points
 
 
-@pytest.mark.parametrize(
-    ("outliers", "noise", "limit"), [(0, 0, 0.01), (0, 0.5, 0.5), (80, 0.3, 0.5), (140, 0.1, 0.5)]
-)
+@pytest.mark.parametrize(("outliers", "noise", "limit"), [(0, 0, 0.01), (0, 0.5, 0.5), (80, 0.3, 0.5), (140, 0.1, 0.5)])
 def test_relative_pose(outliers, noise, limit):
     xy0, xy1, _ = scene(outliers=outliers, noise=noise)
     found = estimate_relative_pose(xy0, xy1, K0, K1)
@@ -151,9 +149,7 @@ def test_non_finite_matches_are_outliers():
 
 
 anything = st.integers(0, 12).flatmap(
-    lambda n: st.tuples(
-        *(arrays(np.float64, (n, width), elements=st.floats(width=32)) for width in (2, 2, 3))
-    )
+    lambda n: st.tuples(*(arrays(np.float64, (n, width), elements=st.floats(width=32)) for width in (2, 2, 3)))
 )
 
 

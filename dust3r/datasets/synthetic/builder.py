@@ -26,7 +26,7 @@ class Materials:
         tint: (B, P + 1, 3) multiplies the texture's colour.
         contrast: (B, P + 1) around mid grey.
         gloss: (B, P + 1) strength of the highlight.
-        detail_texture, detail_scale, detail_strength: (B, P + 1) a second, finer texture that modulates the first.
+        detail_texture, detail_scale, detail_strength: (B, P + 1) a second texture that modulates the first.
         sky_texture: (B,) int64; sky_turn: (B,) rotation in turns.
     """
 
@@ -167,7 +167,7 @@ class SceneBuilder:
     def _materials(self, half: Tensor, code: Tensor) -> Materials:
         rng, bank, (n, p) = self.rng, self.bank, code.shape
         as_photo = code <= 1
-        as_photo |= (code == 2) & rng.chance(0.15, n, p)
+        as_photo |= (code == 2) & rng.chance(0.5, n, p)
         texture = torch.where(as_photo, rng.pick(bank.photos, n, p), rng.pick(bank.materials, n, p))
         grey = rng.uniform(0.75, 1.25, n, p, 1)
         return Materials(
@@ -176,9 +176,12 @@ class SceneBuilder:
             tint=grey * rng.uniform(0.8, 1.2, n, p, 3),
             contrast=rng.uniform(0.7, 1.3, n, p),
             gloss=torch.where(rng.chance(0.2, n, p), rng.uniform(0.05, 0.4, n, p), 0.0),
-            detail_texture=rng.pick(torch.cat([bank.materials, bank.photos]), n, p),
-            detail_scale=rng.log_uniform(3, 8, n, p),
-            detail_strength=rng.uniform(-0.3, 0.8, n, p).clamp(min=0),
+            # Over a photo something finer; over a repeating material a large photo, so that no two places look alike.
+            detail_texture=torch.where(as_photo, rng.pick(bank.materials, n, p), rng.pick(bank.photos, n, p)),
+            detail_scale=torch.where(as_photo, rng.log_uniform(3, 8, n, p), rng.log_uniform(0.15, 0.6, n, p)),
+            detail_strength=torch.where(as_photo, rng.uniform(-0.3, 0.8, n, p), rng.uniform(0.2, 1.0, n, p)).clamp(
+                min=0
+            ),
             sky_texture=rng.pick(bank.skies, n),
             sky_turn=rng.uniform(0, 1, n),
         )

@@ -21,10 +21,15 @@ def _stack(*columns: Tensor | float) -> Tensor:
     return torch.stack([torch.as_tensor(c, dtype=torch.float32).expand(shape) for c in columns], -1)
 
 
-def _plan(rng: Rng, low, high, target_low, target_high, reach: Tensor, *, orbit: bool, metric: bool) -> CameraPlan:
+def _plan(
+    low: Tensor, high: Tensor, target_low: Tensor, target_high: Tensor, reach: Tensor, *, orbit: bool, metric: bool
+) -> CameraPlan:
     n = len(reach)
     return CameraPlan(
-        *(torch.as_tensor(x, dtype=torch.float32).expand(n, 3) for x in (low, high, target_low, target_high)),
+        low.expand(n, 3),
+        high.expand(n, 3),
+        target_low.expand(n, 3),
+        target_high.expand(n, 3),
         reach,
         torch.full((n,), orbit),
         torch.full((n,), metric),
@@ -54,7 +59,7 @@ def room(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     low, high = size * torch.tensor([-0.85, -0.85, 0.35]), size * torch.tensor([0.85, 0.85, 1.6])
     target = size * torch.tensor([0.95, 0.95, 1.3])
     target_low = target * torch.tensor([-1.0, -1.0, 0.1])
-    return b.finish(_plan(rng, low, high, target_low, target, size[:, :2].amin(1) * 1.4, orbit=False, metric=True))
+    return b.finish(_plan(low, high, target_low, target, size[:, :2].amin(1) * 1.4, orbit=False, metric=True))
 
 
 def _add_shell(b: SceneBuilder, size: Tensor) -> None:
@@ -156,7 +161,7 @@ def street(count: int, rng: Rng, bank: TextureBank) -> Scenes:
         torch.cat([-30 + 0 * g, -1.2 * g, 0 * g], 1),
         torch.cat([30 + 0 * g, 1.2 * g, 8 + 0 * g], 1),
     )
-    return b.finish(_plan(rng, low, high, target_low, target_high, 1.2 * gap, orbit=False, metric=True))
+    return b.finish(_plan(low, high, target_low, target_high, 1.2 * gap, orbit=False, metric=True))
 
 
 def _add_houses(b: SceneBuilder, gap: Tensor) -> None:
@@ -236,9 +241,7 @@ def terrain(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     low = _stack(torch.full((count,), -14.0), -14.0, top + 0.8)
     high = _stack(torch.full((count,), 14.0), 14.0, top + rng.log_uniform(1.2, 12, count))
     target_high = torch.tensor([10.0, 10.0, 1.5])
-    return b.finish(
-        _plan(rng, low, high, -target_high, target_high, rng.uniform(4, 12, count), orbit=False, metric=True)
-    )
+    return b.finish(_plan(low, high, -target_high, target_high, rng.uniform(4, 12, count), orbit=False, metric=True))
 
 
 def objects(count: int, rng: Rng, bank: TextureBank) -> Scenes:
@@ -263,7 +266,7 @@ def objects(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     s = scale[:, 0]
     low, high = torch.tensor([-3.2, -3.2, 0.3]) * s, torch.tensor([3.2, 3.2, 3.0]) * s
     target_low, target_high = torch.tensor([-0.6, -0.6, 0.0]) * s, torch.tensor([0.6, 0.6, 0.9]) * s
-    return b.finish(_plan(rng, low, high, target_low, target_high, 3 * s[:, 0], orbit=True, metric=False))
+    return b.finish(_plan(low, high, target_low, target_high, 3 * s[:, 0], orbit=True, metric=False))
 
 
 def planar(count: int, rng: Rng, bank: TextureBank) -> Scenes:
@@ -276,7 +279,7 @@ def planar(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     low, high = torch.tensor([1.0, -1.6, 0.3]), torch.tensor([2.8, 1.6, 2.7])
     target_low, target_high = torch.tensor([0.0, -0.5, 1.0]), torch.tensor([0.0, 0.5, 2.0])
     reach = rng.uniform(1.5, 3, count)
-    return b.finish(_plan(rng, low, high, target_low, target_high, reach, orbit=False, metric=False))
+    return b.finish(_plan(low, high, target_low, target_high, reach, orbit=False, metric=False))
 
 
 def clutter(count: int, rng: Rng, bank: TextureBank) -> Scenes:
@@ -292,7 +295,7 @@ def clutter(count: int, rng: Rng, bank: TextureBank) -> Scenes:
     low, high = size * torch.tensor([-0.9, -0.9, 0.3]), size * torch.tensor([0.9, 0.9, 1.7])
     target = size * torch.tensor([0.4, 0.4, 1.4])
     target_low = target * torch.tensor([-1.0, -1.0, 0.3])
-    return b.finish(_plan(rng, low, high, target_low, target, 0.9 * size[:, 0], orbit=False, metric=False))
+    return b.finish(_plan(low, high, target_low, target, 0.9 * size[:, 0], orbit=False, metric=False))
 
 
 FAMILIES = {

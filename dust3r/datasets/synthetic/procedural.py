@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 Random = np.random.Generator
 
@@ -33,7 +33,7 @@ def procedural_sky(seed: int, size: int) -> np.ndarray:
     )
     height = np.linspace(1, 0, size)[:, None, None] ** rng.uniform(0.6, 1.6)
     sky = horizon + (zenith - horizon) * height
-    clouds = _fractal(rng, size, octaves=6, first=rng.integers(2, 5))
+    clouds = _fractal(rng, size, octaves=6, first=int(rng.integers(2, 5)))
     cover = np.clip((clouds - rng.uniform(0.35, 0.7)) * rng.uniform(2, 6), 0, 1)[..., None]
     return _to_bytes(sky * (1 - cover) + rng.uniform(0.75, 1.0) * cover)
 
@@ -50,7 +50,7 @@ def _fractal(rng: Random, size: int, octaves: int, first: int = 2, persistence: 
         grid = rng.random((cells, cells))
         zoomed = ndimage.zoom(np.pad(grid, 2, mode="wrap"), size / cells, order=3, mode="nearest", grid_mode=True)
         edge = 2 * size // cells
-        total += persistence**k * zoomed[edge : edge + size, edge : edge + size]
+        total = total + persistence**k * np.asarray(zoomed)[edge : edge + size, edge : edge + size]
     total -= total.min()
     return total / max(float(total.max()), 1e-9)
 
@@ -83,7 +83,7 @@ def _marble(rng: Random, size: int) -> np.ndarray:
 
 
 def _stone(rng: Random, size: int) -> np.ndarray:
-    return _colourise(rng, _fractal(rng, size, 8, rng.integers(2, 6), rng.uniform(0.5, 0.85)))
+    return _colourise(rng, _fractal(rng, size, 8, int(rng.integers(2, 6)), rng.uniform(0.5, 0.85)))
 
 
 def _bricks(rng: Random, size: int) -> np.ndarray:
@@ -102,8 +102,8 @@ def _bricks(rng: Random, size: int) -> np.ndarray:
 def _cells(rng: Random, size: int) -> np.ndarray:
     points = rng.uniform(0, size, (rng.integers(20, 220), 2))
     tiled = np.concatenate([points + size * np.array([dy, dx]) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
-    grid = np.stack(np.mgrid[:size, :size], -1).reshape(-1, 2)
-    distance, nearest = cKDTree(tiled).query(grid, k=2)
+    grid = np.indices((size, size)).reshape(2, -1).T
+    distance, nearest = (np.asarray(found) for found in KDTree(tiled).query(grid, k=2))
     edge = np.clip((distance[:, 1] - distance[:, 0]) / rng.uniform(2, 10), 0, 1).reshape(size, size, 1)
     colours = _palette(rng, len(points))[nearest[:, 0] % len(points)].reshape(size, size, 3)
     return (0.3 + 0.7 * edge) * colours * (0.8 + 0.4 * _fractal(rng, size, 7)[..., None])

@@ -83,7 +83,7 @@ def surface_normal(solids: Solids, slot: Tensor, points: Tensor) -> tuple[Tensor
     rotation = _gather(solids.rotation.flatten(2), solid)
     half, centre = _gather(solids.half, solid), _gather(solids.centre, solid)
     rel = [p - c for p, c in zip(points.unbind(1), centre)]
-    local = [sum(rotation[3 * r + c] * rel[r] for r in range(3)) for c in range(3)]
+    local = [rotation[c] * rel[0] + rotation[3 + c] * rel[1] + rotation[6 + c] * rel[2] for c in range(3)]
     unit = [x / h for x, h in zip(local, half)]
     boxes, ellipsoids = SLOTS["quad"], SLOTS["quad"] + SLOTS["box"]
     is_quad, is_box = solid < boxes, (solid >= boxes) & (solid < ellipsoids)
@@ -101,7 +101,8 @@ def surface_normal(solids: Solids, slot: Tensor, points: Tensor) -> tuple[Tensor
         normal.append(torch.where(is_quad, quad, torch.where(is_box, box, torch.where(is_ellipsoid, round_, side))))
     length = (normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2).sqrt().clamp(min=1e-9)
     normal = [c / length for c in normal]
-    world = torch.stack([sum(rotation[3 * r + c] * normal[c] for c in range(3)) for r in range(3)], 1)
+    rows = (rotation[0:3], rotation[3:6], rotation[6:9])
+    world = torch.stack([r[0] * normal[0] + r[1] * normal[1] + r[2] * normal[2] for r in rows], 1)
     return world, local, normal
 
 
@@ -121,8 +122,8 @@ def _albedo(bank: TextureBank, materials: Materials, slot: Tensor, u: Tensor, v:
     tu, tv = mapping[0] * u + mapping[1] * v + mapping[2], mapping[3] * u + mapping[4] * v + mapping[5]
     scale = (mapping[0] ** 2 + mapping[1] ** 2).sqrt()
     base = sample(bank, materials.texture.gather(1, slot), tu, tv, scale * pixel)
-    finer = materials.detail_scale.gather(1, slot)
-    detail = sample(bank, materials.detail_texture.gather(1, slot), tu * finer, tv * finer, scale * finer * pixel)
+    times = materials.detail_scale.gather(1, slot)
+    detail = sample(bank, materials.detail_texture.gather(1, slot), tu * times, tv * times, scale * times * pixel)
     strength = materials.detail_strength.gather(1, slot)
     bump = 1 + strength * (2 / 3 * (detail[0] + detail[1] + detail[2]) - 1)
     contrast, tint = materials.contrast.gather(1, slot), _gather(materials.tint, slot)

@@ -141,10 +141,17 @@ def _hit_box(o: list[Tensor], d: list[Tensor]) -> Tensor:
     return _first_of_interval(torch.maximum(torch.maximum(x0, y0), z0), torch.minimum(torch.minimum(x1, y1), z1))
 
 
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    total = a[0] * b[0]
+    for x, y in zip(a[1:], b[1:]):
+        total = total + x * y
+    return total
+
+
 def _round_interval(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
-    a = sum(x * x for x in d) + 1e-12
-    b = sum(x * y for x, y in zip(o, d))
-    discriminant = b * b - a * (sum(x * x for x in o) - 1)
+    a = _dot(d, d) + 1e-12
+    b = _dot(o, d)
+    discriminant = b * b - a * (_dot(o, o) - 1)
     root = discriminant.clamp(min=0).sqrt()
     miss = discriminant <= 0
     return torch.where(miss, FAR, (-b - root) / a), torch.where(miss, -FAR, (-b + root) / a)

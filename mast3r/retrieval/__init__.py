@@ -1,0 +1,1 @@
+"""Which images to pair when there are too many for all pairs."""
