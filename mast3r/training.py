@@ -130,9 +130,9 @@ def small_criterion() -> Criterion:
     return 0.2 * regression + matching + 0.3 * ConfMatchingLoss(matching, alpha=3.0, confmode="mean")
 
 
-SMALL_CURRICULUM = (  # nearly equal views first: from a harder start the matching loss stays on its plateau
-    Stage(0.7, 112, 112, 16, overlap_start=(0.85, 1.0), overlap_end=(0.3, 0.95), difficulty=(0.1, 0.7)),
-    Stage(1.0, 224, 224, 6, overlap_start=(0.3, 0.95), overlap_end=(0.1, 0.95), difficulty=(0.7, 1.0)),
+SMALL_CURRICULUM = (
+    Stage(0.7, 112, 112, 16, overlap_start=(0.5, 0.9), overlap_end=(0.2, 0.9), difficulty=(0.0, 0.7)),
+    Stage(1.0, 224, 224, 6, overlap_start=(0.2, 0.9), overlap_end=(0.1, 0.95), difficulty=(0.7, 1.0)),
 )
 
 PRESETS: dict[str, Preset] = {

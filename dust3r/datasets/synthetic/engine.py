@@ -155,9 +155,15 @@ class SceneEngine:
         indoor = torch.cat([torch.full((k,), name in ("room", "clutter")) for name, k in zip(names, counts)])
         return join(parts), indoor
 
-    def _trace(self, solids: Solids, fields: Tensor, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Depth and slot (N, M) of first hits; `fields` (N,) bool on the CPU: which scenes have a height field."""
-        t, slot = self._first_hit(solids, origin, direction)
+    def _trace(
+        self, solids: Solids, fields: Tensor, origin: Tensor, direction: Tensor, block: int
+    ) -> tuple[Tensor, Tensor]:
+        """Depth and slot (N, M) of first hits; `fields` (N,) bool on the CPU: which scenes have a height field.
+
+        Views go through `block` at a time: compiled code is made for one number of views, and that takes long.
+        """
+        hits = [self._first_hit(*part) for part in zip(*(x.split(block) for x in (solids, origin, direction)))]
+        t, slot = (torch.cat(column) for column in zip(*hits))
         rows = fields.nonzero()[:, 0].to(self.device)
         if len(rows):
             ground = intersect_height_field(solids.select(rows), origin[rows], direction[rows])
@@ -208,7 +214,9 @@ class SceneEngine:
         small = _shrunk(cameras, height, width).to(self.device)
         direction = ray_directions(small, _PROBE, _PROBE)
         solids = solids.repeat(k)
-        depth, _ = self._trace(solids.to(self.device), solids.has_field, small.centre[..., None], direction)
+        depth, _ = self._trace(
+            solids.to(self.device), solids.has_field, small.centre[..., None], direction, len(solids.present) // k
+        )
         points = small.centre[..., None] + depth[:, None] * direction
         return depth.unflatten(0, (-1, k)), points
 
@@ -220,14 +228,14 @@ class SceneEngine:
         depth, points = self._probe(solids, first, 1, height, width)
         hit = (depth[:, 0] < 0.9 * FAR).repeat_interleave(k, 0)
         points = points.repeat_interleave(k, 0)
-        second = second.to(self.device)
-        x, y, z = project(second, points)
+        there = second.to(self.device)
+        x, y, z = project(there, points)
         inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1) & (z > 0.05)
-        solids, centre = solids.repeat(k), second.centre[..., None]
-        t, _ = self._trace(solids.to(self.device), solids.has_field, centre, points - centre)
+        repeated, centre = solids.repeat(k), there.centre[..., None]
+        t, _ = self._trace(repeated.to(self.device), repeated.has_field, centre, points - centre, n)
         visible = hit & inside & (t > 1 - _SEEN_TOLERANCE)
         seen = visible.sum(1) / hit.sum(1).clamp(min=1)
-        probe, _ = self._probe(solids, second, 1, height, width)
+        probe, _ = self._probe(solids, second, k, height, width)
         clear = (probe.flatten(0, 1).quantile(0.05, dim=1) > 0.2) & (hit.sum(1) > 0)
         return seen.view(n, k), clear.view(n, k)
 
@@ -253,7 +261,7 @@ class SceneEngine:
         )
         cameras = cameras.to(self.device)
         direction, origin = ray_directions(cameras, height, width), cameras.centre[..., None].contiguous()
-        t, slot = self._trace(solids, fields, origin, direction)
+        t, slot = self._trace(solids, fields, origin, direction, len(origin))
         lifted = origin + (t * (1 - 2e-3))[:, None] * direction
         shadowed = self._occluded(solids, lifted, lights.position[..., None])
         focal = cameras.K[:, 0, 0].contiguous()

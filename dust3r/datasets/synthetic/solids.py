@@ -59,6 +59,11 @@ class Solids:
         """The scenes at the given positions."""
         return Solids(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def split(self, size: int) -> list[Solids]:
+        """Blocks of `size` scenes."""
+        columns = [getattr(self, f.name).split(size) for f in fields(self)]
+        return [Solids(*block) for block in zip(*columns)]
+
     def repeat(self, views: int) -> Solids:
         """Repeat each scene for `views` cameras: (B, ...) becomes (B * views, ...)."""
         return Solids(*(getattr(self, f.name).repeat_interleave(views, 0) for f in fields(self)))
