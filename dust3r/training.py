@@ -217,7 +217,8 @@ class TrainingRun:
         finished = self.config.fraction(counters) >= 1.0
         if finished and not (every and counters.step % every == 0):
             self._evaluate()
-        if finished or self._saved != (counters.step, self.best):  # the end also records the time that is used up
+        out_of_time = finished and self.config.minutes is not None  # the checkpoint must say that its time is used up
+        if out_of_time or self._saved != (counters.step, self.best):
             self.save()
         outcome = "finished" if finished else "stopped"
         signal = None if stop.received is None else stop.received.name

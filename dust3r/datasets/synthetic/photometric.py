@@ -80,6 +80,8 @@ def develop(image: Tensor, camera: Photometry, noise: Tensor) -> Tensor:
     _, _, h, w = image.shape
     y = torch.linspace(-1, 1, h, device=image.device)[:, None]
     x = torch.linspace(-1, 1, w, device=image.device)
+    brightness = image.mean((1, 2, 3), keepdim=True).clamp(min=0.02)
+    image = image * (0.38 / brightness) ** 0.8  # automatic exposure
     image = image * camera.gain[:, :, None, None] * (1 - 0.5 * per_image(camera.vignette) * (x * x + y * y))
     image = image.clamp(1e-4, 4)
     image = (image / (1 + 0.15 * image)) ** (0.8 * per_image(camera.gamma))
