@@ -258,6 +258,7 @@ def _on_run(w: _Widgets, act: PairCallbacks, event: Callable[..., Any]) -> Any:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio finds it as a default
     ) -> Any:
         """Predict the pair and show it, telling the steps."""
+
         def tell(share: float, step: str) -> None:
             progress(0.8 * share, desc=_STEP_TEXT[step])
 
