@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from croco.models.blocks import PatchEmbed
+from croco.models.conv_stem import append_detail
 from croco.models.croco import CrossViewBackbone
 from dust3r.checkpoint import load_pretrained
 from dust3r.heads import DPTWidths, head_factory
@@ -58,6 +59,9 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
         dpt_feature_dim: Width of the fusion path of a DPT head.
         dpt_layer_dims: Widths of its four layers.
         dpt_last_dim: Width of its last layers.
+        detail_dim: Channels of the fine feature map of a convolutional stem in place of the patch projection
+            (small models); 0 for the official one. Encoder features then carry the fine features of their patch
+            behind their own `enc_embed_dim` channels, for heads that use them.
         **croco_kwargs: Arguments of `croco.models.croco.CrossViewBackbone`.
     """
 
@@ -77,8 +81,10 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
         dpt_feature_dim: int = 256,
         dpt_layer_dims: Sequence[int] = (96, 192, 384, 768),
         dpt_last_dim: int = 128,
+        detail_dim: int = 0,
         **croco_kwargs: Any,
     ):
+        self.detail_dim = detail_dim
         self.patch_embed_cls = patch_embed_cls  # before super().__init__(), which builds the patch embedding
         super().__init__(**croco_kwargs)
         self.output_mode = output_mode
@@ -98,6 +104,7 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
             dpt_feature_dim=dpt_feature_dim,
             dpt_layer_dims=self.dpt_widths.layer_dims,
             dpt_last_dim=dpt_last_dim,
+            **({"detail_dim": detail_dim} if detail_dim else {}),
         )
         self.initialize_weights()
         self.dec_blocks2 = copy.deepcopy(self.dec_blocks)
@@ -106,7 +113,7 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
         self.set_freeze(freeze)
 
     def _make_patch_embed(self, img_size: tuple[int, int]) -> PatchEmbed:
-        return get_patch_embed(self.patch_embed_cls, img_size, self.patch_size, self.enc_embed_dim)
+        return get_patch_embed(self.patch_embed_cls, img_size, self.patch_size, self.enc_embed_dim, self.detail_dim)
 
     def _make_head(self) -> nn.Module:
         return head_factory(self.head_type, self.output_mode, self, has_conf=self.conf_mode is not None)
@@ -152,8 +159,9 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
             Normalised features (B, N, C), integer (row, column) positions (B, N, 2), None.
         """
         x, positions = self.patch_embed(image, true_shape)
-        x = self._add_cosine(x, self.enc_pos_embed)
-        return self._encode_tokens(x, positions)[-1], positions, None
+        x, detail = x[..., : self.enc_embed_dim], x[..., self.enc_embed_dim :]
+        x = self._encode_tokens(self._add_cosine(x, self.enc_pos_embed), positions)[-1]
+        return (append_detail(x, detail) if self.detail_dim else x), positions, None
 
     def _encode_image_pairs(
         self, img1: Tensor, img2: Tensor, true_shape1: ShapeLike, true_shape2: ShapeLike
@@ -211,7 +219,8 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
         Returns:
             Per image the list [encoder features, output of block 1, ..., normalised last output].
         """
-        x1, x2 = (self._add_cosine(self.decoder_embed(f), self.dec_pos_embed) for f in (f1, f2))
+        width = self.enc_embed_dim
+        x1, x2 = (self._add_cosine(self.decoder_embed(f[..., :width]), self.dec_pos_embed) for f in (f1, f2))
         table1 = self._rotary(pos1, x1, self.dec_num_heads)
         table2 = self._rotary(pos2, x2, self.dec_num_heads)
         tokens1, tokens2 = [f1], [f2]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from croco.models.blocks import PatchEmbed
+from croco.models.blocks import PatchEmbed, grid_positions
+from croco.models.conv_stem import ConvStem, append_detail, fold
 from dust3r.utils.misc import ShapeLike, portrait_rows, restore_rows
 
 PatchEmbedName = Literal["PatchEmbedDust3R", "ManyAR_PatchEmbed"]
@@ -59,6 +60,8 @@ class ManyAR_PatchEmbed(PatchEmbed):  # noqa: N801 (official name, stored in che
         landscape, portrait = landscape.to(image.device), portrait.to(image.device)
         if len(portrait) == 0:
             return self.embed(image)
+        if len(landscape) == 0:
+            return self.embed(image.transpose(-1, -2))
         tokens1, positions1 = self.embed(image.index_select(0, landscape))
         tokens2, positions2 = self.embed(image.index_select(0, portrait).transpose(-1, -2))
         order = torch.cat((landscape, portrait))
@@ -68,6 +71,43 @@ class ManyAR_PatchEmbed(PatchEmbed):  # noqa: N801 (official name, stored in che
         )
 
 
+class _StemEmbed(PatchEmbed):
+    """Replaces the patch projection by a convolutional stem whose fine features travel behind each token.
+
+    Args:
+        img_size: Nominal image size, int or (height, width), in pixels.
+        patch_size: Patch side in pixels, 16.
+        in_chans: Image channels, 3.
+        embed_dim: Token width C without the fine features.
+        detail_dim: Channels c of the fine map at a quarter of the resolution; tokens get c (p/4)^2 more channels.
+    """
+
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, *, detail_dim: int
+    ):
+        super().__init__(img_size, patch_size, in_chans, embed_dim)
+        widths = (32, 64, 128)
+        self.stem = ConvStem(widths, detail_dim)
+        self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=patch_size // 8, stride=patch_size // 8)
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, C + c (p/4)^2) and positions of images of any size that is a multiple of the patch size."""
+        self.check_size(image)
+        coarse, fine = self.stem(image)
+        grid = self.proj(coarse)  # (B, C, h, w)
+        positions = grid_positions(grid.shape[0], grid.shape[2], grid.shape[3], device=grid.device)
+        return append_detail(grid.flatten(2).transpose(1, 2), fold(fine, self.patch_size[0])), positions
+
+
+class StemEmbedDust3R(_StemEmbed, PatchEmbedDust3R):
+    """`PatchEmbedDust3R` with a convolutional stem."""
+
+
+class ManyARStemEmbed(_StemEmbed, ManyAR_PatchEmbed):
+    """`ManyAR_PatchEmbed` with a convolutional stem."""
+
+
+_STEMS: dict[str, type[_StemEmbed]] = {"PatchEmbedDust3R": StemEmbedDust3R, "ManyAR_PatchEmbed": ManyARStemEmbed}
 _CLASSES: dict[str, type[PatchEmbed]] = {
     "PatchEmbedDust3R": PatchEmbedDust3R,
     "ManyAR_PatchEmbed": ManyAR_PatchEmbed,
@@ -79,6 +119,7 @@ def get_patch_embed(
     img_size: int | tuple[int, int],
     patch_size: int,
     enc_embed_dim: int,
+    detail_dim: int = 0,
 ) -> PatchEmbed:
     """Build a patch embedding by name.
 
@@ -87,10 +128,13 @@ def get_patch_embed(
         img_size: Nominal image size, int or (height, width), in pixels.
         patch_size: Patch side in pixels.
         enc_embed_dim: Token width.
+        detail_dim: Channels of the fine map of a convolutional stem; 0 for the official patch projection.
 
     Raises:
         ValueError: If the name is unknown.
     """
     if patch_embed_cls not in _CLASSES:
         raise ValueError(f"patch_embed_cls must be one of {sorted(_CLASSES)}, got {patch_embed_cls!r}.")
+    if detail_dim:
+        return _STEMS[patch_embed_cls](img_size, patch_size, 3, enc_embed_dim, detail_dim=detail_dim)
     return _CLASSES[patch_embed_cls](img_size, patch_size, 3, enc_embed_dim)

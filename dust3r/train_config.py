@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,7 @@ class Stage:
         overlap_end: the same at its end.
         difficulty: how much lighting, camera response, roll and focal length differ between the views, 0 to 1,
             at the stage's beginning and end.
+        n_corres: pixel correspondences per pair for the matching loss; None takes the source's number.
     """
 
     until: float = 1.0
@@ -35,6 +37,7 @@ class Stage:
     overlap_start: tuple[float, float] = (0.05, 0.95)
     overlap_end: tuple[float, float] = (0.05, 0.95)
     difficulty: tuple[float, float] = (1.0, 1.0)
+    n_corres: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class TrainConfig:
         ema_decay: decay of the averaged weights per step; None keeps no average.
         amp: bf16 autocast of the network (the loss stays in float32); "auto" means on CUDA only.
         compile: compile network and loss with `torch.compile`; without a compiler the run goes on uncompiled.
-        ahead: on CUDA, make the next batch in a thread and stream of its own while the present one trains.
+        ahead: make the next batch in a thread (and stream) of its own while the present one trains, on CUDA or
+            where torch uses fewer threads than there are cores.
         symmetrize: show every pair in both orders (doubles the batch; each image is encoded once).
         on_nonfinite: skip the step of a non-finite gradient, or stop the run.
         curriculum: stages in order of `until`.
@@ -121,8 +125,8 @@ class TrainConfig:
         return self.amp == "bf16" or (self.amp == "auto" and device.type == "cuda")
 
     def works_ahead(self, device: torch.device) -> bool:
-        """Whether the next batch is made while the present one trains: a CPU has no idle part to make it."""
-        return self.ahead and device.type == "cuda"
+        """Whether the next batch is made while the present one trains: on a CPU only with a core to spare."""
+        return self.ahead and (device.type == "cuda" or torch.get_num_threads() < (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class BatchRequest:
         width: image width in pixels.
         overlap: (lowest, highest) share of view 1 that view 2 sees.
         difficulty: how much the views differ apart from that, 0 to 1.
+        n_corres: pixel correspondences per pair; None leaves it to the source.
     """
 
     seed: int
@@ -150,6 +155,7 @@ class BatchRequest:
     width: int
     overlap: tuple[float, float]
     difficulty: float = 1.0
+    n_corres: int | None = None
 
 
 def batch_request(config: TrainConfig, *, fraction: float, index: int, world: World) -> BatchRequest:
@@ -174,4 +180,5 @@ def batch_request(config: TrainConfig, *, fraction: float, index: int, world: Wo
         width=stage.width,
         overlap=(low, high),
         difficulty=(1 - t) * stage.difficulty[0] + t * stage.difficulty[1],
+        n_corres=stage.n_corres,
     )

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from croco.models.blocks import Mlp
+from croco.models.conv_stem import STRIDE, ResidualUnit, unfold
 from dust3r.heads import HeadOwner, owner_dpt
 from dust3r.heads.linear_head import tokens_to_pixels
 from dust3r.heads.postprocess import RangeMode, reg_dense_conf, reg_dense_depth
@@ -39,6 +41,7 @@ class DescriptorOwner(HeadOwner, Protocol):
     """What a MASt3R head needs to know of its network."""
 
     descriptor: DescriptorOptions
+    detail_dim: int
 
 
 def reg_desc(desc: Tensor, mode: str) -> Tensor:
@@ -53,7 +56,7 @@ def reg_desc(desc: Tensor, mode: str) -> Tensor:
     """
     if mode != "norm":
         raise ValueError(f"desc_mode must be 'norm', got {mode!r}.")
-    return desc / desc.norm(dim=-1, keepdim=True)
+    return desc * desc.norm(dim=-1, keepdim=True).reciprocal()  # a product: half the cost of a quotient's gradient
 
 
 def postprocess(
@@ -80,24 +83,25 @@ def postprocess(
     Returns:
         'pts3d' (B, H, W, 3) and as asked 'conf' (B, H, W), 'desc' (B, H, W, d), 'desc_conf' (B, H, W).
     """
-    maps = out.permute(0, 2, 3, 1)
-    start = 3 + (conf_mode is not None)
-    result = {"pts3d": reg_dense_depth(maps[..., :3], depth_mode)}
+    two_confs = bool(desc_dim) and two_confs and (desc_conf_mode or conf_mode) is not None
+    used = (3, int(conf_mode is not None), desc_dim or 0, int(two_confs))
+    maps = out.permute(0, 2, 3, 1)[..., : sum(used)]
+    points, conf, desc, desc_conf = maps.split(used, dim=-1)
+    result = {"pts3d": reg_dense_depth(points, depth_mode)}
     if conf_mode is not None:
-        result["conf"] = reg_dense_conf(maps[..., 3], conf_mode)
+        result["conf"] = reg_dense_conf(conf[..., 0], conf_mode)
     if not desc_dim:
         return result
-    result["desc"] = reg_desc(maps[..., start : start + desc_dim], desc_mode)
-    desc_conf_mode = desc_conf_mode or conf_mode
-    if two_confs and desc_conf_mode is not None:
-        result["desc_conf"] = reg_dense_conf(maps[..., start + desc_dim], desc_conf_mode)
+    result["desc"] = reg_desc(desc, desc_mode)
+    if two_confs:
+        result["desc_conf"] = reg_dense_conf(desc_conf[..., 0], desc_conf_mode or conf_mode)
     elif conf_mode is not None:
         result["desc_conf"] = result["conf"].clone()
     return result
 
 
-class CatMLPHead(nn.Module):
-    """A raw pointmap head plus descriptors from an MLP on [encoder token, last decoder token].
+class DescriptorHead(nn.Module):
+    """A raw pointmap head plus raw descriptors; subclasses say how each is made.
 
     Args:
         net: The network the head belongs to.
@@ -112,23 +116,23 @@ class CatMLPHead(nn.Module):
         self.conf_mode = net.conf_mode if has_conf else None
         self.desc_dim = desc_dim
         self.descriptor = net.descriptor
-        width = net.enc_embed_dim + net.dec_embed_dim
-        self.head_local_features = Mlp(
-            width,
-            hidden_features=int(net.descriptor.hidden_ratio * width),
-            out_features=(desc_dim + net.descriptor.two_confs) * net.patch_size**2,
-        )
 
     def raw_points(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
         """Raw points and confidence (B, 3 or 4, H, W)."""
         raise TypeError(f"{type(self).__name__} has no pointmap head; use one of its subclasses.")
 
+    def raw_descriptors(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """Raw descriptors and, with two confidences, theirs (B, d or d + 1, H, W)."""
+        raise TypeError(f"{type(self).__name__} has no descriptor head; use one of its subclasses.")
+
+    def offset_layers(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+        """Layers whose outputs are spread over the pixels of a cell, with the number of those pixels."""
+        return []
+
     def forward(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> dict[str, Tensor]:
         """Predict from the token list of the decoder; see `postprocess` for the result."""
-        local = self.head_local_features(torch.cat((decout[0], decout[-1]), dim=-1))
-        local = tokens_to_pixels(local, img_shape, self.patch_size)
         return postprocess(
-            torch.cat((self.raw_points(decout, img_shape), local), dim=1),
+            torch.cat((self.raw_points(decout, img_shape), self.raw_descriptors(decout, img_shape)), dim=1),
             self.depth_mode,
             self.conf_mode,
             self.desc_dim,
@@ -136,6 +140,28 @@ class CatMLPHead(nn.Module):
             self.descriptor.two_confs,
             self.descriptor.desc_conf_mode,
         )
+
+
+class CatMLPHead(DescriptorHead):
+    """Descriptors from an MLP on [encoder token, last decoder token]; see `DescriptorHead` for the arguments."""
+
+    def __init__(self, net: DescriptorOwner, *, desc_dim: int, has_conf: bool):
+        super().__init__(net, desc_dim=desc_dim, has_conf=has_conf)
+        width = net.enc_embed_dim + net.dec_embed_dim
+        self.head_local_features = Mlp(
+            width,
+            hidden_features=int(net.descriptor.hidden_ratio * width),
+            out_features=(desc_dim + net.descriptor.two_confs) * net.patch_size**2,
+        )
+
+    def raw_descriptors(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """See `DescriptorHead.raw_descriptors`."""
+        local = self.head_local_features(torch.cat((decout[0], decout[-1]), dim=-1))
+        return tokens_to_pixels(local, img_shape, self.patch_size)
+
+    def offset_layers(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+        """See `DescriptorHead.offset_layers`."""
+        return [(self.head_local_features.fc2, self.patch_size**2)]
 
 
 class CatMLPDPTHead(CatMLPHead):
@@ -162,14 +188,61 @@ class CatMLPLinearHead(CatMLPHead):
         return tokens_to_pixels(self.proj(decout[-1]), img_shape, self.patch_size)
 
 
-_HEADS: dict[str, type[CatMLPHead]] = {"catmlp+dpt": CatMLPDPTHead, "catmlp+linear": CatMLPLinearHead}
+class CatConvLinearHead(DescriptorHead):
+    """Head of small models with a convolutional stem: linear points, descriptors from tokens and fine features.
+
+    The tokens say what a place means and the fine features of the stem, which travel in the encoder features,
+    where exactly it is: both meet at a quarter of the image resolution.
+
+    Args:
+        net: The network the head belongs to, built with `detail_dim` > 0.
+        desc_dim: Descriptor channels.
+        has_conf: Whether points have a confidence.
+        hidden: Channels at a quarter of the resolution.
+    """
+
+    def __init__(self, net: DescriptorOwner, *, desc_dim: int, has_conf: bool, hidden: int = 48):
+        super().__init__(net, desc_dim=desc_dim, has_conf=has_conf)
+        if not net.detail_dim:
+            raise ValueError("head_type 'catconv+linear' needs a model with detail_dim > 0, got 0.")
+        self.width = net.enc_embed_dim
+        cells = (net.patch_size // STRIDE) ** 2
+        self.proj = nn.Linear(net.dec_embed_dim, (3 + has_conf) * net.patch_size**2)
+        self.context = nn.Linear(net.enc_embed_dim + net.dec_embed_dim, hidden * cells)
+        self.detail = nn.Conv2d(net.detail_dim, hidden, 1)
+        self.unit = ResidualUnit(hidden)
+        self.local = nn.Conv2d(hidden, (desc_dim + net.descriptor.two_confs) * STRIDE**2, 1)
+
+    def raw_points(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """See `DescriptorHead.raw_points`."""
+        return tokens_to_pixels(self.proj(decout[-1]), img_shape, self.patch_size)
+
+    def raw_descriptors(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> Tensor:
+        """See `DescriptorHead.raw_descriptors`."""
+        rows, columns = img_shape[0] // self.patch_size, img_shape[1] // self.patch_size
+        tokens, detail = decout[0][..., : self.width], decout[0][..., self.width :]
+        context = self.context(torch.cat((tokens, decout[-1]), dim=-1))
+        context, detail = (unfold(x, rows, columns, self.patch_size) for x in (context, detail))
+        x = self.unit(context + self.detail(detail))
+        return F.pixel_shuffle(self.local(F.gelu(x)), STRIDE)
+
+    def offset_layers(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+        """See `DescriptorHead.offset_layers`."""
+        return [(self.context, (self.patch_size // STRIDE) ** 2), (self.local, STRIDE**2)]
+
+
+_HEADS: dict[str, type[DescriptorHead]] = {
+    "catmlp+dpt": CatMLPDPTHead,
+    "catmlp+linear": CatMLPLinearHead,
+    "catconv+linear": CatConvLinearHead,
+}
 
 
 def mast3r_head_factory(head_type: str, output_mode: str, net: DescriptorOwner, has_conf: bool = False) -> nn.Module:
     """Build a MASt3R head.
 
     Args:
-        head_type: 'catmlp+dpt' (official) or 'catmlp+linear' (small models).
+        head_type: 'catmlp+dpt' (official), 'catmlp+linear' or 'catconv+linear' (small models).
         output_mode: 'pts3d+desc<d>' with d descriptor channels, such as 'pts3d+desc24'.
         net: The network the head belongs to.
         has_conf: Whether points have a confidence.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mast3r.catmlp_dpt_head import CatMLPHead
+from mast3r.catmlp_dpt_head import DescriptorHead
 from mast3r.model import AsymmetricMASt3R
 
 
@@ -30,32 +30,34 @@ def tie_views_and_patch_offsets(
         ValueError: If the noise is negative or the model has no descriptor heads.
     """
     head = model.downstream_head1
-    if noise < 0 or not isinstance(head, CatMLPHead):
+    if noise < 0 or not isinstance(head, DescriptorHead):
         raise ValueError(f"expected a MASt3R model and noise >= 0, got a {type(head).__name__} and {noise}.")
-    repeat_patch_projection(head.head_local_features.fc2, model.patch_size**2, noise=noise, generator=generator)
+    for layer, positions in head.offset_layers():
+        repeat_patch_projection(layer, positions, noise=noise, generator=generator)
     model.dec_blocks2.load_state_dict(model.dec_blocks.state_dict())
     model.downstream_head2.load_state_dict(head.state_dict())
 
 
 def repeat_patch_projection(
-    layer: nn.Linear, positions: int, *, noise: float, generator: torch.Generator | None = None
+    layer: nn.Linear | nn.Conv2d, positions: int, *, noise: float, generator: torch.Generator | None = None
 ) -> None:
     """Give all `positions` outputs of each channel of `layer` the same weights plus relative noise, in place.
 
     Args:
-        layer: Linear layer with channels * positions outputs, position fastest.
+        layer: Linear layer or 1 x 1 convolution with channels * positions outputs, position fastest.
         positions: Pixels of a patch, p^2.
         noise: Standard deviation of the variation relative to that of the shared weights.
         generator: Source of randomness.
     """
-    base = layer.weight.unflatten(0, (-1, positions))[:, :1]  # (channels, 1, in)
+    assert layer.bias is not None
+    base = layer.weight.flatten(1).unflatten(0, (-1, positions))[:, :1]  # (channels, 1, in)
     variation = torch.randn(
         (base.shape[0], positions, base.shape[2]),
         device=base.device,
         dtype=base.dtype,
         generator=generator,
     )
-    layer.weight.copy_((base + noise * base.std() * variation).flatten(0, 1))
+    layer.weight.copy_((base + noise * base.std() * variation).flatten(0, 1).view_as(layer.weight))
     layer.bias.copy_(layer.bias.unflatten(0, (-1, positions))[:, :1].expand(-1, positions).flatten())
 
 

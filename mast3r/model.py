@@ -29,8 +29,8 @@ class AsymmetricMASt3R(AsymmetricCroCo3DStereo):
         two_confs: Whether descriptors have a confidence of their own.
         desc_conf_mode: Activation of that confidence; None for `conf_mode`.
         desc_hidden_ratio: Hidden width of the descriptor MLP as a multiple of its input width.
-        **kwargs: Arguments of `AsymmetricCroCo3DStereo`; `head_type` 'catmlp+dpt' or 'catmlp+linear',
-            `output_mode` 'pts3d+desc<d>'.
+        **kwargs: Arguments of `AsymmetricCroCo3DStereo`; `head_type` 'catmlp+dpt', 'catmlp+linear' or, with
+            `detail_dim`, 'catconv+linear'; `output_mode` 'pts3d+desc<d>'.
     """
 
     architecture: ClassVar[str] = "AsymmetricMASt3R"

@@ -100,20 +100,20 @@ class Preset:
 
 
 def small_model(**changes: Any) -> dict[str, Any]:
-    """Constructor arguments of the small models: 224 px, width 192, linear pointmap head."""
+    """Constructor arguments of the small models: 224 px, width 192, convolutional stem, linear pointmap head."""
     arguments = {
         "img_size": (224, 224),
         "patch_size": 16,
         "pos_embed": "RoPE100",
         "enc_embed_dim": 192,
-        "enc_depth": 8,
+        "enc_depth": 6,
         "enc_num_heads": 6,
         "dec_embed_dim": 192,
         "dec_depth": 4,
         "dec_num_heads": 6,
-        "head_type": "catmlp+linear",
+        "head_type": "catconv+linear",
         "output_mode": "pts3d+desc24",
-        "desc_hidden_ratio": 2 / 3,
+        "detail_dim": 48,
         "depth_mode": ("exp", -inf, inf),
         "conf_mode": ("exp", 1, inf),
         "desc_conf_mode": ("exp", 0, inf),
@@ -131,8 +131,8 @@ def small_criterion() -> Criterion:
 
 
 SMALL_CURRICULUM = (
-    Stage(0.7, 112, 112, 16, overlap_start=(0.5, 0.9), overlap_end=(0.2, 0.9), difficulty=(0.0, 0.7)),
-    Stage(1.0, 224, 224, 6, overlap_start=(0.2, 0.9), overlap_end=(0.1, 0.95), difficulty=(0.7, 1.0)),
+    Stage(0.6, 112, 112, 16, overlap_start=(0.5, 0.9), overlap_end=(0.2, 0.9), difficulty=(0.0, 0.8), n_corres=768),
+    Stage(1.0, 224, 224, 6, overlap_start=(0.2, 0.9), overlap_end=(0.1, 0.9), difficulty=(0.8, 1.0), n_corres=2048),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -141,13 +141,14 @@ PRESETS: dict[str, Preset] = {
         criterion=small_criterion,
         config=TrainConfig(
             minutes=60,
-            lr=1e-3,
+            lr=2e-3,
             min_lr=1e-6,
             warmup=0.02,
             grad_clip=1.0,
+            ema_decay=0.995,
             log_every=50,
-            eval_every=2000,
-            save_every=500,
+            eval_every=1000,
+            save_every=200,
             best_metric="within_8px",
             best_mode="max",
             curriculum=SMALL_CURRICULUM,
@@ -195,7 +196,7 @@ class SceneSource:
         """Render the batch that `request` asks for."""
         views = self.engine.pairs(
             request.seed, request.batch_size, height=request.height, width=request.width,
-            overlap=request.overlap, n_corres=self.n_corres, difficulty=request.difficulty,
+            overlap=request.overlap, n_corres=request.n_corres or self.n_corres, difficulty=request.difficulty,
         )  # fmt: skip
         # All rows fill the image, so the network need not look at their true shapes.
         view1, view2 = ({k: v for k, v in view.items() if k != "true_shape"} for view in views)

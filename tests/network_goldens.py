@@ -39,6 +39,7 @@ def tiny_mast3r(**kwargs) -> AsymmetricMASt3R:
         "desc_conf_mode": ("exp", 0, float("inf")),
         "desc_hidden_ratio": 1.0,
         "landscape_only": False,
+        "detail_dim": 4 * (kwargs.get("head_type") == "catconv+linear"),
     }
     return AsymmetricMASt3R(**{**TINY, **NARROW_DPT, **defaults, **kwargs}).eval()
 

@@ -283,14 +283,18 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size)
         self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
-    def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and positions of images of any size that is a multiple of the patch size."""
+    def check_size(self, image: Tensor) -> None:
+        """Raise a ValueError if the image size is not a multiple of the patch size."""
         height, width = image.shape[-2:]
         if height % self.patch_size[0] or width % self.patch_size[1]:
             raise ValueError(
                 f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}; "
                 "resize or crop the image first."
             )
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and positions of images of any size that is a multiple of the patch size."""
+        self.check_size(image)
         grid = self.proj(image)  # (B, C, h, w)
         positions = grid_positions(grid.shape[0], grid.shape[2], grid.shape[3], device=grid.device)
         return self.norm(grid.flatten(2).transpose(1, 2) if self.flatten else grid), positions

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from croco.checkpoint import alias_groups
+from croco.models.conv_stem import unfold
 from mast3r.catmlp_dpt_head import CatMLPDPTHead, CatMLPLinearHead, postprocess, reg_desc
 from mast3r.initialization import tie_views_and_patch_offsets
 from tests.conftest import load_golden, parse_kwargs, recipe_weight
@@ -27,7 +28,7 @@ from tests.network_goldens import (
 )
 
 NAMES = ["mast3r_catmlpdpt", "mast3r_catmlpdpt_oneconf", "mast3r_catmlpdpt_confdefault"]
-HEADS = ["catmlp+linear", "catmlp+dpt"]
+HEADS = ["catmlp+linear", "catmlp+dpt", "catconv+linear"]
 NEEDED_BYTES = 8e9
 
 
@@ -154,6 +155,7 @@ def test_head_options_set_widths():
     [
         {"head_type": "linear"},
         {"head_type": "catconv"},
+        {"head_type": "catconv+linear", "detail_dim": 0},
         {"output_mode": "pts3d"},
         {"output_mode": "pts3d+desc"},
         {"output_mode": "pts3d+desc0"},
@@ -200,9 +202,10 @@ def test_tied_start(head_type):
         for a, b in zip(first.parameters(), second.parameters()):
             assert torch.equal(a, b)
             assert a is not b
-    weight = model.downstream_head1.head_local_features.fc2.weight.detach().unflatten(0, (9, 256))
-    shared, spread = weight.mean(dim=1).std(), (weight - weight.mean(dim=1, keepdim=True)).std()
-    assert float(spread / shared) == pytest.approx(0.1, rel=0.05)
+    for layer, positions in model.downstream_head1.offset_layers():
+        weight = layer.weight.detach().flatten(1).unflatten(0, (-1, positions))
+        shared, spread = weight.mean(dim=1).std(), (weight - weight.mean(dim=1, keepdim=True)).std()
+        assert float(spread / shared) == pytest.approx(0.1, rel=0.1)
     one, two = pair()[0], pair()[0]
     result1, result2 = model(one, two)  # the same image twice: both views say the same
     torch.testing.assert_close(result1["desc"], result2["desc"])
@@ -238,6 +241,28 @@ def test_tied_start_makes_a_rolled_patch_findable():
 def test_tied_start_errors():
     with pytest.raises(ValueError, match="noise"):
         tie_views_and_patch_offsets(tiny_mast3r(), noise=-1)
+
+
+def test_features_of_a_stem_carry_its_fine_map():
+    model = tiny_mast3r(head_type="catconv+linear")
+    view, _ = pair()
+    features, positions, _ = model._encode_image(view["img"], [[48, 64]])
+    assert features.shape == (1, 12, 32 + 4 * 16)
+    fine = model.patch_embed.stem(view["img"])[1]
+    torch.testing.assert_close(unfold(features[..., 32:], 3, 4, 16), fine)
+    decoded, _ = model._decoder(features, positions, features, positions)
+    assert model._downstream_head(1, decoded, (48, 64))["desc"].shape == (1, 48, 64, 8)
+
+
+def test_portrait_rows_pass_a_stem_as_portrait_images():
+    model = tiny_mast3r(head_type="catconv+linear", patch_embed_cls="ManyAR_PatchEmbed", landscape_only=True)
+    landscape, _ = pair()
+    portrait = {"img": landscape["img"].transpose(-1, -2)}
+    shapes = torch.tensor([[64, 48]])
+    tokens, _ = model.patch_embed(landscape["img"], shapes)
+    upright = tiny_mast3r(head_type="catconv+linear")
+    upright.load_state_dict(model.state_dict())
+    torch.testing.assert_close(tokens, upright.patch_embed(portrait["img"])[0])
 
 
 @pytest.mark.parametrize("head_type", HEADS)
