@@ -49,7 +49,6 @@ def repeat_patch_projection(
         noise: Standard deviation of the variation relative to that of the shared weights.
         generator: Source of randomness.
     """
-    assert layer.bias is not None
     base = layer.weight.flatten(1).unflatten(0, (-1, positions))[:, :1]  # (channels, 1, in)
     variation = torch.randn(
         (base.shape[0], positions, base.shape[2]),
@@ -58,7 +57,8 @@ def repeat_patch_projection(
         generator=generator,
     )
     layer.weight.copy_((base + noise * base.std() * variation).flatten(0, 1).view_as(layer.weight))
-    layer.bias.copy_(layer.bias.unflatten(0, (-1, positions))[:, :1].expand(-1, positions).flatten())
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias.unflatten(0, (-1, positions))[:, :1].expand(-1, positions).flatten())
 
 
 @torch.no_grad()

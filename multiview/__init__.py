@@ -1,7 +1,8 @@
 """The vocabulary of multi-view geometry.
 
-Images, cameras, poses, pointmaps, matches, results, robust estimators, metrics, exporters and plots. It knows
-no networks. Heavy packages (trimesh, matplotlib, poselib) are imported when a function needs them.
+Images, cameras, poses, pointmaps, matches, results, reconstructions, robust estimators, metrics, exporters and
+plots. It knows no networks. Heavy packages (trimesh, matplotlib, poselib, pycolmap, h5py) are imported when a
+function needs them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from multiview.images import Image, ImageError, ImageTransform, as_image, read_i
 from multiview.matches import Matches
 from multiview.pointmaps import Pointmap
 from multiview.poses import Pose
+from multiview.reconstruction import ReconstructedImage, Reconstruction, Tracks
 from multiview.results import PairResult
 
 __all__ = [
@@ -22,6 +24,9 @@ __all__ = [
     "PairResult",
     "Pointmap",
     "Pose",
+    "ReconstructedImage",
+    "Reconstruction",
+    "Tracks",
     "as_image",
     "read_image",
 ]

@@ -11,14 +11,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from multiview.cameras import Camera
 from multiview.files import atomic_write
+from multiview.gltf import Part, glb_bytes
 from multiview.poses import Pose
-from multiview.results import PairResult
 
 if TYPE_CHECKING:
     import trimesh
@@ -28,6 +28,8 @@ GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 CAMERA_COLORS = ((230, 60, 60), (60, 110, 230), (60, 180, 90), (230, 170, 40), (160, 80, 200), (60, 190, 200))
 _CAMERA_SHARE = 0.1  # default length of a drawn camera, as a share of the median distance of the points
+_PYRAMID_SIDES = np.array([(0, 1, 2), (0, 2, 3), (0, 3, 4), (0, 4, 1)])
+_PYRAMID_FACES = np.concatenate([_PYRAMID_SIDES, _PYRAMID_SIDES[:, ::-1]])  # visible from both sides, open at the base
 _MAX_DISTANCE_RATIO = 1.1  # neighbouring pixels whose distances differ more belong to different surfaces
 
 
@@ -74,19 +76,15 @@ class DrawnCamera:
     color: tuple[int, int, int] = CAMERA_COLORS[0]
 
 
-def pair_surfaces(result: PairResult, *, confidence_percentile: float = 0.0) -> list[Surface]:
-    """Both pointmaps of a pair, without the least confident share of each."""
-    centers = (np.zeros(3), np.zeros(3) if result.pose1 is None else result.pose1.center)
-    return [
-        Surface(pointmap.points, result.colors(i), pointmap.confident(confidence_percentile), centers[i])
-        for i, pointmap in enumerate(result.pointmaps)
-    ]
+def points_surface(points: np.ndarray, colors: np.ndarray, center: np.ndarray) -> Surface:
+    """Loose points as a surface one pixel high, which can be drawn as points only.
 
-
-def pair_views(result: PairResult) -> list[DrawnCamera]:
-    """The cameras of a pair whose poses are known."""
-    views = zip(result.cameras, result.poses, CAMERA_COLORS)
-    return [DrawnCamera(camera, pose, color) for camera, pose, color in views if pose is not None]
+    Args:
+        points: (P, 3) in the world.
+        colors: (P, 3) uint8 RGB.
+        center: (3,) a place amid the cameras, from which the default size of drawn cameras is judged.
+    """
+    return Surface(points[None], colors[None], np.ones((1, len(points)), bool), center)
 
 
 def build_scene(
@@ -103,7 +101,7 @@ def build_scene(
         cameras: Cameras in the same frame.
         as_mesh: Triangles between neighbouring pixels (textured, visible from both sides) in place of points.
         camera_size: Length of the drawn cameras in scene units; default a tenth of the median distance of the
-            points from the world's origin.
+            points from the centres of their surfaces.
 
     Returns:
         The scene, with geometry named `surface_i` and `camera_i`. Colours are the images' sRGB values.
@@ -113,17 +111,9 @@ def build_scene(
     """
     import trimesh
 
-    kept = [surface for surface in surfaces if surface.mask.any()]
-    if not kept:
-        raise ValueError("There is no point to export: every pixel is masked, invalid or below the confidence limit.")
     scene = trimesh.Scene()
-    for i, surface in enumerate(kept):
-        scene.add_geometry(_mesh(surface) if as_mesh else _point_cloud(surface), geom_name=f"surface_{i}")
-    if camera_size is None:
-        distances = np.concatenate([np.linalg.norm(surface.points[surface.mask], axis=1) for surface in kept])
-        camera_size = _CAMERA_SHARE * float(np.median(distances))
-    for i, camera in enumerate(cameras):
-        scene.add_geometry(_pyramid(camera, camera_size), geom_name=f"camera_{i}")
+    for part in _parts(surfaces, cameras, as_mesh=as_mesh, camera_size=camera_size):
+        scene.add_geometry(_trimesh_of(part), geom_name=part.name)
     return scene
 
 
@@ -135,17 +125,30 @@ def write_glb(
     as_mesh: bool = False,
     camera_size: float | None = None,
 ) -> Path:
-    """Write a scene as binary glTF, atomically (see `build_scene` for the arguments)."""
-    scene = build_scene(surfaces, cameras, as_mesh=as_mesh, camera_size=camera_size)
-    return _write(path, scene.export(file_type="glb"))
+    """Write a scene as binary glTF, atomically (see `build_scene` for the arguments).
+
+    Materials are unlit and colours converted to what the standard wants, so viewers show the images' colours.
+    """
+    content = glb_bytes(_parts(surfaces, cameras, as_mesh=as_mesh, camera_size=camera_size))
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
 
 
-def write_ply(path: str | os.PathLike[str], surfaces: Sequence[Surface]) -> Path:
+def write_ply(
+    path: str | os.PathLike[str],
+    surfaces: Sequence[Surface],
+    cameras: Sequence[DrawnCamera] = (),
+    *,
+    camera_size: float | None = None,
+) -> Path:
     """Write coloured points as binary PLY in OpenCV axes, atomically.
 
     Args:
         path: Target file.
         surfaces: What to write.
+        cameras: Drawn as pyramids: their corners follow the points, joined by faces.
+        camera_size: Length of the drawn cameras, see `build_scene`.
 
     Returns:
         The path.
@@ -153,54 +156,46 @@ def write_ply(path: str | os.PathLike[str], surfaces: Sequence[Surface]) -> Path
     Raises:
         ValueError: If no point is left to write.
     """
-    import trimesh
+    kept = _drawable(surfaces)
+    size = _default_size(kept) if camera_size is None else camera_size
+    points = [surface.points[surface.mask] for surface in kept]
+    colors = [surface.colors[surface.mask] for surface in kept]
+    faces = [np.zeros((0, 3), np.int64)]
+    for view in cameras:
+        faces.append(_PYRAMID_FACES + sum(map(len, points)))
+        points.append(_pyramid_corners(view, size))
+        colors.append(np.tile(np.array(view.color, np.uint8), (5, 1)))
+    return write_ply_points(path, np.concatenate(points), np.concatenate(colors), np.concatenate(faces))
 
-    points = np.concatenate([np.zeros((0, 3)), *(surface.points[surface.mask] for surface in surfaces)])
-    if not len(points):
-        raise ValueError("There is no point to export: every pixel is masked, invalid or below the confidence limit.")
-    colors = np.concatenate([surface.colors[surface.mask] for surface in surfaces])
-    cloud = trimesh.PointCloud(points.astype(np.float32), colors=colors)
-    return _write(path, cloud.export(file_type="ply"))
 
+def write_ply_points(
+    path: str | os.PathLike[str], points: np.ndarray, colors: np.ndarray, faces: np.ndarray | None = None
+) -> Path:
+    """Write coloured points, and triangles between them, as binary PLY, atomically.
 
-def _write(path: str | os.PathLike[str], content: Any) -> Path:
+    Args:
+        path: Target file.
+        points: (P, 3).
+        colors: (P, 3) uint8 RGB.
+        faces: (F, 3) numbers of points; None or empty writes points only.
+
+    Returns:
+        The path.
+    """
+    vertex = np.zeros(len(points), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    vertex["xyz"], vertex["rgb"] = points, colors
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    face = np.zeros(0 if faces is None else len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+    if faces is not None and len(faces):
+        face["count"], face["corners"] = 3, faces
+        header += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
     with atomic_write(path) as file:
-        file.write(content)
+        file.write("\n".join([*header, "end_header\n"]).encode())
+        file.write(vertex.tobytes())
+        file.write(face.tobytes())
     return Path(path)
-
-
-def _gltf_axes(points: np.ndarray) -> np.ndarray:
-    return np.asarray(points, dtype=np.float64) @ GLTF_FROM_OPENCV[:3, :3].T
-
-
-def _point_cloud(surface: Surface) -> trimesh.PointCloud:
-    import trimesh
-
-    return trimesh.PointCloud(_gltf_axes(surface.points[surface.mask]), colors=surface.colors[surface.mask])
-
-
-def _mesh(surface: Surface) -> trimesh.Trimesh:
-    """Textured grid mesh; a texture (unlike vertex colours) is sRGB by the glTF standard."""
-    import PIL.Image
-    import trimesh
-    from trimesh.visual import TextureVisuals
-    from trimesh.visual.material import PBRMaterial
-
-    height, width = surface.mask.shape
-    faces = grid_faces(surface)
-    used, faces = np.unique(faces, return_inverse=True)
-    rows, columns = np.divmod(used, width)
-    uv = np.stack([(columns + 0.5) / width, 1 - (rows + 0.5) / height], axis=1)
-    material = PBRMaterial(
-        baseColorTexture=PIL.Image.fromarray(surface.colors),
-        baseColorFactor=(255, 255, 255, 255),
-        metallicFactor=0.0,
-        roughnessFactor=1.0,
-        doubleSided=True,
-    )
-    visual = TextureVisuals(uv=uv, material=material)
-    vertices = _gltf_axes(surface.points.reshape(-1, 3)[used])
-    return trimesh.Trimesh(vertices, faces.reshape(-1, 3), visual=visual, process=False)
 
 
 def grid_faces(surface: Surface) -> np.ndarray:
@@ -231,14 +226,70 @@ def grid_faces(surface: Surface) -> np.ndarray:
     return faces[whole]
 
 
-def _pyramid(view: DrawnCamera, size: float) -> trimesh.Trimesh:
-    """The camera's field of view up to depth `size`, open at its base, visible from both sides."""
-    import trimesh
+def _drawable(surfaces: Sequence[Surface]) -> list[Surface]:
+    kept = [surface for surface in surfaces if surface.mask.any()]
+    if not kept:
+        raise ValueError("There is no point to export: every pixel is masked, invalid or below the confidence limit.")
+    return kept
 
+
+def _default_size(surfaces: Sequence[Surface]) -> float:
+    distances = [np.linalg.norm(surface.points[surface.mask] - surface.center, axis=1) for surface in surfaces]
+    return _CAMERA_SHARE * float(np.median(np.concatenate(distances)))
+
+
+def _parts(
+    surfaces: Sequence[Surface], cameras: Sequence[DrawnCamera], *, as_mesh: bool, camera_size: float | None
+) -> list[Part]:
+    """Everything to draw, in glTF axes."""
+    kept = _drawable(surfaces)
+    size = _default_size(kept) if camera_size is None else camera_size
+    draw = _mesh_part if as_mesh else _points_part
+    parts = [draw(surface, f"surface_{i}") for i, surface in enumerate(kept)]
+    return parts + [
+        Part(f"camera_{i}", _gltf_axes(_pyramid_corners(view, size)), _PYRAMID_FACES, color=view.color)
+        for i, view in enumerate(cameras)
+    ]
+
+
+def _gltf_axes(points: np.ndarray) -> np.ndarray:
+    return np.asarray(points, dtype=np.float64) @ GLTF_FROM_OPENCV[:3, :3].T
+
+
+def _points_part(surface: Surface, name: str) -> Part:
+    return Part(name, _gltf_axes(surface.points[surface.mask]), colors=surface.colors[surface.mask])
+
+
+def _mesh_part(surface: Surface, name: str) -> Part:
+    """Grid mesh with the image as its texture."""
+    height, width = surface.mask.shape
+    used, faces = np.unique(grid_faces(surface), return_inverse=True)
+    rows, columns = np.divmod(used, width)
+    uv = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=1)
+    vertices = _gltf_axes(surface.points.reshape(-1, 3)[used])
+    return Part(name, vertices, faces.reshape(-1, 3), uv=uv, texture=surface.colors)
+
+
+def _pyramid_corners(view: DrawnCamera, size: float) -> np.ndarray:
+    """(5, 3) centre and corners of the camera's field of view at depth `size`, in the world."""
     right, bottom = view.camera.width - 0.5, view.camera.height - 0.5
     corners = view.camera.unproject(np.array([(-0.5, -0.5), (right, -0.5), (right, bottom), (-0.5, bottom)]), size)
-    vertices = _gltf_axes(view.pose.apply(np.concatenate([np.zeros((1, 3)), corners])))
-    sides = np.array([(0, 1, 2), (0, 2, 3), (0, 3, 4), (0, 4, 1)])
-    faces = np.concatenate([sides, sides[:, ::-1]])
-    colors = np.tile(np.array([*view.color, 255], dtype=np.uint8), (len(vertices), 1))
-    return trimesh.Trimesh(vertices, faces, vertex_colors=colors, process=False)
+    return view.pose.apply(np.concatenate([np.zeros((1, 3)), corners]))
+
+
+def _trimesh_of(part: Part) -> trimesh.PointCloud | trimesh.Trimesh:
+    import PIL.Image
+    import trimesh
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    if part.faces is None:
+        return trimesh.PointCloud(part.positions, colors=part.colors)
+    if part.texture is None or part.uv is None:
+        colors = np.tile(np.array([*part.color, 255], dtype=np.uint8), (len(part.positions), 1))
+        return trimesh.Trimesh(part.positions, part.faces, vertex_colors=colors, process=False)
+    material = PBRMaterial(
+        baseColorTexture=PIL.Image.fromarray(part.texture), metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True
+    )
+    visual = TextureVisuals(uv=np.stack([part.uv[:, 0], 1 - part.uv[:, 1]], axis=1), material=material)
+    return trimesh.Trimesh(part.positions, part.faces, visual=visual, process=False)

@@ -1,13 +1,14 @@
-"""Writing files so that a reader finds the old content or the new one, never a part of it."""
+"""Writing files and folders so that a reader finds the old content or the new one, never a part of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,71 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The same for writers that want a path: what they write there appears under `path` when the block ends.
+
+    Args:
+        path: Target file.
+
+    Yields:
+        The path of a file that does not exist yet, in the same folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):  # SQLite's own files
+            part.with_name(part.name + suffix).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, stale: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder to write several files into; they appear under `path` only when the block ends without an error.
+
+    A new folder appears as a whole. In a folder that exists each file is replaced as a whole and other files
+    stay, but for those named `stale`. On an error nothing changes.
+
+    Args:
+        path: Target folder.
+        stale: Names of files that must not outlive this writing, because a reader would take them for its own.
+
+    Yields:
+        An empty folder.
+
+    Raises:
+        ValueError: If `path` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; a folder is needed here.")
+    # Inside a folder that exists (which may be the root of a disk), beside one that does not.
+    name = f".{path.name}.{uuid.uuid4().hex}.part"
+    part = path / name if path.exists() else path.with_name(name)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            _move_files(part, path, stale)
+        else:
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _move_files(source: Path, target: Path, stale: Iterable[str]) -> None:
+    """Every file of one folder into another, over files of the same name."""
+    written = [file.relative_to(source) for file in sorted(source.rglob("*")) if file.is_file()]
+    for name in written:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).replace(target / name)
+    for name in {*stale} - {str(name) for name in written}:
+        (target / name).unlink(missing_ok=True)
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: Any) -> Path:

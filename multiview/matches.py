@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multiview.display import matches_html
 from multiview.files import read_npz, write_npz
+from multiview.images import ImageSource
+from multiview.keypoint_graph import KeypointGraph
+from multiview.match_files import write_colmap_lists, write_hloc
+from multiview.plots import draw_matches
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from multiview.images import ImageSource
-
 _SIZES = ("size0", "size1", "model_size0", "model_size1")
+_INDICES = ("index0", "index1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,9 @@ class Matches:
         size1: (width, height) of image 1.
         model_size0: (width, height) at which the network saw image 0, if one did.
         model_size1: The same of image 1.
+        index0: (N,) int64 position of each `xy0` in the list of keypoints of image 0 that was to be matched;
+            None for matches of any pixels.
+        index1: The same of image 1.
 
     Raises:
         ValueError: If the arrays differ in length or have wrong shapes.
@@ -44,6 +51,8 @@ class Matches:
     size1: tuple[int, int]
     model_size0: tuple[int, int] | None = None
     model_size1: tuple[int, int] | None = None
+    index0: np.ndarray | None = None
+    index1: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         xy0, xy1 = (np.asarray(xy, dtype=np.float32).reshape(-1, 2) for xy in (self.xy0, self.xy1))
@@ -55,9 +64,19 @@ class Matches:
             )
         for name, value in (("xy0", xy0), ("xy1", xy1), ("confidence", confidence)):
             object.__setattr__(self, name, value)
+        for name in _INDICES:
+            self._check_index(name)
         for name in _SIZES:
             size = getattr(self, name)
             object.__setattr__(self, name, None if size is None else (int(size[0]), int(size[1])))
+
+    def _check_index(self, name: str) -> None:
+        if getattr(self, name) is None:
+            return
+        index = np.asarray(getattr(self, name), dtype=np.int64).reshape(-1)
+        if len(index) != len(self.confidence):
+            raise ValueError(f"Matches.{name} must have one entry per match, got {len(index)} for {len(self)}.")
+        object.__setattr__(self, name, index)
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -78,7 +97,37 @@ class Matches:
             mask = mask.astype(np.int64).reshape(-1)
             if mask.size and (mask.min() < -len(self) or mask.max() >= len(self)):
                 raise ValueError(f"Positions must be below {len(self)}, got up to {mask.max()}.")
-        return replace(self, xy0=self.xy0[mask], xy1=self.xy1[mask], confidence=self.confidence[mask])
+        index0, index1 = (None if index is None else index[mask] for index in (self.index0, self.index1))
+        return replace(
+            self,
+            xy0=self.xy0[mask],
+            xy1=self.xy1[mask],
+            confidence=self.confidence[mask],
+            index0=index0,
+            index1=index1,
+        )
+
+    def masked(self, mask0: np.ndarray | None = None, mask1: np.ndarray | None = None) -> Matches:
+        """The matches whose ends both lie on pixels that may match.
+
+        Args:
+            mask0: (H0, W0) bool at the size of image 0, True = may match; None allows all pixels.
+            mask1: The same of image 1.
+
+        Raises:
+            ValueError: If a mask has another size than its image.
+        """
+        kept = np.ones(len(self), dtype=bool)
+        sides = ((mask0, self.xy0, self.size0, "mask0"), (mask1, self.xy1, self.size1, "mask1"))
+        for mask, xy, (width, height), name in sides:
+            if mask is None:
+                continue
+            mask = np.asarray(mask)
+            if mask.shape != (height, width):
+                raise ValueError(f"{name} must have the image's shape {(height, width)}, got {mask.shape}.")
+            column, row = np.rint(xy).astype(np.int64).clip(0, (width - 1, height - 1)).T
+            kept &= mask[row, column].astype(bool)
+        return self.filter(kept)
 
     def top(self, n: int) -> Matches:
         """The n most confident matches, best first; all of them if there are fewer."""
@@ -88,19 +137,45 @@ class Matches:
 
     def swapped(self) -> Matches:
         """The same matches with the roles of the images exchanged."""
-        return Matches(self.xy1, self.xy0, self.confidence, self.size1, self.size0, self.model_size1, self.model_size0)
+        return Matches(
+            self.xy1,
+            self.xy0,
+            self.confidence,
+            size0=self.size1,
+            size1=self.size0,
+            model_size0=self.model_size1,
+            model_size1=self.model_size0,
+            index0=self.index1,
+            index1=self.index0,
+        )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a .npz file that `Matches.load` reads back.
+    def save(self, path: str | os.PathLike[str], *, names: tuple[str, str] | None = None) -> Path:
+        """Write the matches; the suffix chooses the form. Files appear complete or not at all.
+
+        Args:
+            path: `.npz`: everything, see `load`. `.h5`: keypoints and matches as hloc reads them, in one file.
+                `.txt`: COLMAP's list of raw matches, with a folder `features` of keypoint files beside it.
+            names: Names of both images, needed for .h5 and .txt.
+
+        Returns:
+            The path.
 
         Raises:
-            ValueError: If the path does not end in .npz.
+            ValueError: If the suffix is none of these, or names are missing or equal.
+            ImportError: If h5py, which .h5 needs, is not installed.
         """
         path = Path(path)
-        if path.suffix.lower() != ".npz":
-            raise ValueError(f"Matches are saved as .npz, got {path.name!r}.")
-        sizes = {name: getattr(self, name) or (0, 0) for name in _SIZES}
-        return write_npz(path, xy0=self.xy0, xy1=self.xy1, confidence=self.confidence, **sizes)
+        suffix = path.suffix.lower()
+        if suffix == ".npz":
+            sizes = {name: getattr(self, name) or (0, 0) for name in _SIZES}
+            indices = {name: getattr(self, name) for name in _INDICES if getattr(self, name) is not None}
+            return write_npz(path, xy0=self.xy0, xy1=self.xy1, confidence=self.confidence, **sizes, **indices)
+        writer = {".h5": write_hloc, ".txt": write_colmap_lists}.get(suffix)
+        if writer is None:
+            raise ValueError(f"Matches are saved as .npz, .h5 or .txt, got {path.name!r}.")
+        if names is None or names[0] == names[1]:
+            raise ValueError(f"Matches in a {suffix} file need names=(name of image 0, name of image 1), got {names}.")
+        return writer(path, KeypointGraph.of_pair(names, self.xy0, self.xy1, self.confidence))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matches:
@@ -112,8 +187,9 @@ class Matches:
         """
         data = read_npz(path)
         try:
-            sizes: dict[str, Any] = {name: _size(data[name]) for name in _SIZES}
-            return cls(data["xy0"], data["xy1"], data["confidence"], **sizes)
+            rest: dict[str, Any] = {name: _size(data[name]) for name in _SIZES}
+            rest.update((name, data[name]) for name in _INDICES if name in data)
+            return cls(data["xy0"], data["xy1"], data["confidence"], **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a file written by Matches.save ({error}).") from error
 
@@ -130,9 +206,10 @@ class Matches:
         Returns:
             A PIL image.
         """
-        from multiview.plots import draw_matches
-
         return draw_matches(self, image0, image1, **kwargs)
+
+    def _repr_html_(self) -> str:
+        return matches_html(self)
 
     def __repr__(self) -> str:
         (w0, h0), (w1, h1) = self.size0, self.size1

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
+from multiview.export import DrawnCamera
 from multiview.images import ImageSource, as_image
-from multiview.matches import Matches
-from multiview.results import PairResult
+
+if TYPE_CHECKING:
+    from multiview.matches import Matches
+    from multiview.results import PairResult
 
 _BACKGROUND = (24, 24, 24)
 _GAP = 8
@@ -144,6 +148,59 @@ def pair_figure(result: PairResult, *, height: int = 300, limit: int = 200) -> P
         picture.paste(row, (0, top))
         top += row.height + _GAP
     return picture
+
+
+def scene_figure(
+    points: np.ndarray, colors: np.ndarray, cameras: Sequence[DrawnCamera] = (), *, height: int = 480
+) -> PIL.Image.Image:
+    """A scene from above (x right, z up the picture) and from the side (z right, y down), with its cameras.
+
+    Args:
+        points: (P, 3) in a world with y down.
+        colors: (P, 3) uint8 RGB.
+        cameras: Drawn as triangles from their centres along their fields of view.
+        height: Height of the picture in pixels.
+
+    Returns:
+        An RGB picture of two square panels at one scale.
+    """
+    centers = np.array([view.pose.center for view in cameras]).reshape(-1, 3)
+    everything = np.concatenate([centers, _core(np.asarray(points, dtype=np.float64))])
+    low, high = (everything.min(axis=0), everything.max(axis=0)) if len(everything) else (-np.ones(3), np.ones(3))
+    middle, size = (low + high) / 2, max(1e-9, 1.1 * float((high - low).max()))
+    panels = []
+    for across, along, sign in ((0, 2, -1.0), (2, 1, 1.0)):
+        canvas = np.full((height, height, 3), _BACKGROUND, dtype=np.uint8)
+
+        def place(p: np.ndarray, across: int = across, along: int = along, sign: float = sign) -> np.ndarray:
+            plane = np.stack([p[..., across] - middle[across], sign * (p[..., along] - middle[along])], axis=-1)
+            return (plane / size + 0.5) * height
+
+        xy = np.floor(place(np.asarray(points, dtype=np.float64))).astype(int)
+        inside = ((xy >= 0) & (xy < height)).all(axis=1)
+        canvas[xy[inside, 1], xy[inside, 0]] = colors[inside]
+        panel = PIL.Image.fromarray(canvas)
+        _draw_cameras(PIL.ImageDraw.Draw(panel), cameras, place, size / 15)
+        panels.append(panel)
+    return _row(panels)
+
+
+def _core(points: np.ndarray) -> np.ndarray:
+    """Two corners of the box that holds the points but for the outermost 2 % on each side of each axis."""
+    return np.percentile(points, (2, 98), axis=0) if len(points) else points
+
+
+def _draw_cameras(
+    draw: PIL.ImageDraw.ImageDraw,
+    cameras: Sequence[DrawnCamera],
+    place: Callable[[np.ndarray], np.ndarray],
+    length: float,
+) -> None:
+    for view in cameras:
+        camera = view.camera
+        edges = camera.unproject(np.array([(0, camera.height / 2), (camera.width, camera.height / 2)]))
+        corners = place(view.pose.apply(np.concatenate([np.zeros((1, 3)), edges * length])))
+        draw.polygon([(float(x), float(y)) for x, y in corners], outline=view.color)
 
 
 def _spread(matches: Matches, limit: int) -> Matches:

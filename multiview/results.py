@@ -7,19 +7,30 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multiview.cameras import Camera
+from multiview.display import pair_html
+from multiview.export import CAMERA_COLORS, DrawnCamera, Surface, write_glb, write_ply
 from multiview.files import atomic_write, read_npz, write_npz
 from multiview.images import Image, ImageTransform, resample
 from multiview.matches import Matches
+from multiview.plots import pair_figure
 from multiview.pointmaps import Pointmap
 from multiview.poses import Pose
+from multiview.reconstructed_image import ReconstructedImage
+from multiview.reconstruction import Reconstruction
+from multiview.similarity import ScaleStatus, check_scale_status
+from multiview.track_building import tracks_from_matches
+from multiview.tracks import Tracks
+from multiview.triangulation import triangulate_tracks
 
-ScaleStatus = Literal["metric-predicted", "metric-given", "arbitrary"]
-"""Origin of the unit of length: the network's guess of metres, metres given by the user, or none."""
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["PairResult", "ScaleStatus"]
 
 _FORMAT = "multiview.PairResult/1"
 
@@ -58,8 +69,7 @@ class PairResult:
     timings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.scale_status not in get_args(ScaleStatus):
-            raise ValueError(f"scale_status must be one of {get_args(ScaleStatus)}, got {self.scale_status!r}.")
+        check_scale_status(self.scale_status)
         for i in (0, 1):
             original = (
                 self.images[i].size,
@@ -118,6 +128,39 @@ class PairResult:
             raise ValueError("The depth of image 1 needs its pose, which could not be estimated for this pair.")
         return self.pose1.inverse().apply(self.pointmaps[1].points)[..., 2].astype(np.float32)
 
+    def surfaces(self, confidence_percentile: float = 20.0) -> list[Surface]:
+        """Both pointmaps to draw, without the least confident share of each."""
+        centers = (np.zeros(3), np.zeros(3) if self.pose1 is None else self.pose1.center)
+        return [
+            Surface(pointmap.points, self.colors(i), pointmap.confident(confidence_percentile), centers[i])
+            for i, pointmap in enumerate(self.pointmaps)
+        ]
+
+    def drawn_cameras(self) -> list[DrawnCamera]:
+        """The cameras whose poses are known, to draw."""
+        views = zip(self.cameras, self.poses, CAMERA_COLORS)
+        return [DrawnCamera(camera, pose, color) for camera, pose, color in views if pose is not None]
+
+    def to_reconstruction(self, names: tuple[str, str] | None = None) -> Reconstruction:
+        """The pair as a reconstruction of two images; the matches become tracks, triangulated.
+
+        Args:
+            names: Names of the images; default their files' names, or "image0" and "image1".
+
+        Returns:
+            A reconstruction in camera 0's frame. Without `pose1`, image 1 is failed and there are no tracks.
+        """
+        names = self._names() if names is None else names
+        images = tuple(self._reconstructed(i, name) for i, name in enumerate(names))
+        tracks = Tracks.empty()
+        if self.pose1 is not None:
+            tracks = triangulate_tracks(images, tracks_from_matches(names, {names: self.matches}))
+        return Reconstruction(images, tracks, self.scale_status, self.timings)
+
+    def to_colmap(self, folder: str | os.PathLike[str], *, binary: bool = True) -> Path:
+        """Write a COLMAP model of both cameras and the triangulated matches (see `Reconstruction.to_colmap`)."""
+        return self.to_reconstruction().to_colmap(folder, binary=binary)
+
     def summary(self) -> dict[str, Any]:
         """Everything but the arrays, as plain JSON values."""
         return {
@@ -168,13 +211,10 @@ class PairResult:
             return path
         if suffix not in (".glb", ".ply"):
             raise ValueError(f"A PairResult is saved as .glb, .ply, .npz or .json, got {path.name!r}.")
-        from multiview import export
-
-        surfaces = export.pair_surfaces(self, confidence_percentile=confidence_percentile)
+        surfaces = self.surfaces(confidence_percentile)
         if suffix == ".ply":
-            return export.write_ply(path, surfaces)
-        views = export.pair_views(self)
-        return export.write_glb(path, surfaces, views, as_mesh=as_mesh, camera_size=camera_size)
+            return write_ply(path, surfaces)
+        return write_glb(path, surfaces, self.drawn_cameras(), as_mesh=as_mesh, camera_size=camera_size)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PairResult:
@@ -189,6 +229,35 @@ class PairResult:
             return _from_arrays(arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a .npz file written by PairResult.save ({error}).") from error
+
+    def plot(self, *, height: int = 300, limit: int = 200) -> PIL.Image.Image:
+        """Colours, depth and confidence of both images, and their matches (see `plots.pair_figure`)."""
+        return pair_figure(self, height=height, limit=limit)
+
+    def _names(self) -> tuple[str, str]:
+        name0, name1 = (image.path.name if image.path else f"image{i}" for i, image in enumerate(self.images))
+        if name0 != name1:
+            return name0, name1
+        # One folder's name more tells a/x.jpg from b/x.jpg; the same file twice needs a number.
+        long0, long1 = ("/".join(image.path.parts[-2:]) if image.path else "" for image in self.images)
+        return (long0, long1) if long0 != long1 else (f"0/{name0}", f"1/{name1}")
+
+    def _reconstructed(self, i: int, name: str) -> ReconstructedImage:
+        image, pose = self.images[i], self.poses[i]
+        if pose is None:
+            reason = "Its pose relative to the other image could not be estimated from the matches."
+            return ReconstructedImage(name, image.size, "failed", reason, image.path)
+        return ReconstructedImage(
+            name,
+            image.size,
+            "registered",
+            path=image.path,
+            camera=self.cameras[i],
+            pose=pose,
+            pointmap=self.pointmaps[i],
+            transform=self.transforms[i],
+            colors=self.colors(i),
+        )
 
     def _view_summary(self, i: int) -> dict[str, Any]:
         image, camera = self.images[i], self.cameras[i]
@@ -217,6 +286,9 @@ class PairResult:
             arrays["own_confidence1"] = self.own_pointmap1.confidence
         return arrays
 
+    def _repr_html_(self) -> str:
+        return pair_html(self)
+
     def __repr__(self) -> str:
         (w0, h0), (w1, h1) = (image.size for image in self.images)
         unit = "" if self.scale_status == "arbitrary" else " m"
@@ -238,15 +310,14 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> PairResult:
     if summary["format"] != _FORMAT:
         raise ValueError(f"format {summary['format']!r}, expected {_FORMAT!r}")
     views = summary["views"]
-    sizes = [tuple(view["size"]) for view in views]
-    model_sizes = [tuple(view["model_size"]) for view in views]
+    (size0, size1), (model_size0, model_size1) = ([tuple(view[k]) for view in views] for k in ("size", "model_size"))
     images = [Image(arrays[f"image{i}"], Path(view["path"]) if view["path"] else None) for i, view in enumerate(views)]
     cameras = [
         Camera(np.array(v["K"]), v["size"][0], v["size"][1], v["camera_model"], tuple(v["distortion"])) for v in views
     ]
     transforms = [
         ImageTransform(np.array(view["model_from_original"]), size, model_size)
-        for view, size, model_size in zip(views, sizes, model_sizes)
+        for view, size, model_size in zip(views, (size0, size1), (model_size0, model_size1))
     ]
     maps = [Pointmap(arrays[f"points{i}"], arrays[f"confidence{i}"], view["frame"]) for i, view in enumerate(views)]
     own = None
@@ -257,7 +328,9 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> PairResult:
         images=(images[0], images[1]),
         transforms=(transforms[0], transforms[1]),
         pointmaps=(maps[0], maps[1]),
-        matches=Matches(arrays["xy0"], arrays["xy1"], arrays["match_confidence"], *sizes, *model_sizes),
+        matches=Matches(
+            arrays["xy0"], arrays["xy1"], arrays["match_confidence"], size0, size1, model_size0, model_size1
+        ),
         cameras=(cameras[0], cameras[1]),
         pose1=None if pose is None else Pose(np.array(pose)),
         num_inliers=summary["num_inliers"],

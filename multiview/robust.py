@@ -1,13 +1,18 @@
-"""Relative pose, homography and absolute pose from matches with outliers (PoseLib's LO-RANSAC).
+"""Relative pose, homography, fundamental matrix and absolute pose from matches with outliers (PoseLib's LO-RANSAC).
 
-All estimators are deterministic for a given seed. Useless matches never raise, they give `success=False`; so
-do solutions with no more inliers than RANSAC finds among unrelated points.
+All estimators are deterministic for a given seed. Useless matches never raise, they give `success=False`. What
+counts as a solution is the caller's choice (`Acceptance`):
+
+* "beats_chance", for users: a solution needs more inliers than RANSAC finds among unrelated points, from matches
+  that determine it. A few right matches among many wrong ones are given up with the wrong ones.
+* "any", for benchmarks: PoseLib is taken at its word, as in the published protocols, where a wrong model costs no
+  more than none and a right one counts however few matches carry it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,21 +26,28 @@ _SURE_SHARE = 0.8  # so many inliers among few matches cannot be chance
 _MIN_PARALLAX = 0.1  # of the threshold: below it the direction of translation is noise
 
 
+Acceptance = Literal["beats_chance", "any"]
+"""What counts as a solution; see the module."""
+
+
 @dataclass(frozen=True)
 class _Chance:
     """A model fitted to N unrelated matches has fewer than `base + share * N` inliers (with margin).
 
-    A model also needs `minimum` inliers: those that determine it, and one more where that is ambiguous.
+    It takes `solvable` matches to solve for a model, and `minimum` to believe it: one more where the solution is
+    ambiguous.
     """
 
+    solvable: int
     minimum: int
     base: int
     share: float
 
 
 # A match agrees with a random epipolar line far more often than with a random point.
-_POSE_CHANCE = _Chance(minimum=6, base=10, share=0.02)
-_POINT_CHANCE = _Chance(minimum=4, base=8, share=0.005)
+_POSE_CHANCE = _Chance(solvable=5, minimum=6, base=10, share=0.02)
+_FUNDAMENTAL_CHANCE = _Chance(solvable=7, minimum=8, base=12, share=0.02)
+_POINT_CHANCE = _Chance(solvable=4, minimum=4, base=8, share=0.005)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +88,21 @@ class Homography:
 
 
 @dataclass(frozen=True, eq=False)
+class Fundamental:
+    """Fundamental matrix of two images: `x1^T F x0 = 0` for homogeneous pixels of a match.
+
+    Attributes:
+        F: (3, 3) float64; zero if not `success`.
+        inliers: (N,) bool.
+        success: False for too few or degenerate matches.
+    """
+
+    F: np.ndarray
+    inliers: np.ndarray
+    success: bool
+
+
+@dataclass(frozen=True, eq=False)
 class AbsolutePose:
     """Pose of a camera from 2-D to 3-D matches.
 
@@ -99,6 +126,7 @@ def estimate_relative_pose(
     threshold_px: float = 1.0,
     seed: int = 0,
     max_iterations: int = MAX_ITERATIONS,
+    accept: Acceptance = "beats_chance",
 ) -> RelativePose:
     """Relative pose of two calibrated cameras (five-point LO-RANSAC and refinement on the inliers).
 
@@ -110,28 +138,31 @@ def estimate_relative_pose(
         threshold_px: Largest epipolar (Sampson) distance of an inlier, in pixels.
         seed: Seed of the sampling.
         max_iterations: Bound of RANSAC rounds.
+        accept: What counts as a solution; see the module.
 
     Returns:
         The pose. `success` is False with fewer than 6 usable and distinct matches, matches on one line, no
-        more inliers than by chance, or no parallax beyond a pure rotation (then t is unobservable).
+        more inliers than by chance, or no parallax beyond a pure rotation (then t is unobservable); with
+        accept="any" only with fewer than 5 matches or inliers.
 
     Raises:
-        ValueError: If array shapes or intrinsics are wrong.
+        ValueError: If array shapes or intrinsics are wrong, or the acceptance is unknown.
     """
     xy0, xy1, usable = _correspondences(xy0, 2, xy1, 2)
     K0, K1 = check_intrinsics(K0), check_intrinsics(K1)
     failed = RelativePose(np.eye(3), np.zeros(3), np.zeros(len(usable), bool), False)
     points0, points1 = xy0[usable], xy1[usable]
-    if _distinct(points0, points1) < _POSE_CHANCE.minimum or _collinear(points0) or _collinear(points1):
+    if not _solvable(points0, points1, _POSE_CHANCE, accept):
         return failed
     options = _ransac_options(seed, max_iterations) | {"max_epipolar_error": float(threshold_px)}
     pose, info = _poselib().estimate_relative_pose(points0, points1, _camera(K0), _camera(K1), options, {})
     inliers = _spread_mask(info, usable)
     R, t = np.asarray(pose.R), np.asarray(pose.t)
     norm = np.linalg.norm(t)
-    if not _beats_chance(inliers, usable, _POSE_CHANCE) or not np.isfinite(R).all() or not norm > 0:
+    if not _accepted(inliers, usable, _POSE_CHANCE, accept) or not np.isfinite(R).all() or not norm > 0:
         return failed
-    if _median_parallax(xy0[inliers], xy1[inliers], K0, K1, R) < _MIN_PARALLAX * threshold_px:
+    parallax = np.inf if accept == "any" else _median_parallax(xy0[inliers], xy1[inliers], K0, K1, R)
+    if parallax < _MIN_PARALLAX * threshold_px:
         return failed
     return RelativePose(R, t / norm, inliers, True)
 
@@ -143,6 +174,7 @@ def estimate_homography(
     threshold_px: float = 3.0,
     seed: int = 0,
     max_iterations: int = MAX_ITERATIONS,
+    accept: Acceptance = "beats_chance",
 ) -> Homography:
     """Homography between two images (four-point LO-RANSAC and refinement on the inliers).
 
@@ -152,27 +184,67 @@ def estimate_homography(
         threshold_px: Largest transfer error of an inlier, in pixels.
         seed: Seed of the sampling.
         max_iterations: Bound of RANSAC rounds.
+        accept: What counts as a solution; see the module.
 
     Returns:
         The homography; `success` is False with fewer than 4 distinct matches, matches on one line, or no
         more inliers than by chance.
 
     Raises:
-        ValueError: If array shapes are wrong.
+        ValueError: If array shapes are wrong or the acceptance is unknown.
     """
     xy0, xy1, usable = _correspondences(xy0, 2, xy1, 2)
     failed = Homography(np.eye(3), np.zeros(len(usable), bool), False)
     points0, points1 = xy0[usable], xy1[usable]
-    if _distinct(points0, points1) < _POINT_CHANCE.minimum or _collinear(points0) or _collinear(points1):
+    if not _solvable(points0, points1, _POINT_CHANCE, accept):
         return failed
     options = _ransac_options(seed, max_iterations) | {"max_reproj_error": float(threshold_px)}
     H, info = _poselib().estimate_homography(points0, points1, options, {})
     H, inliers = np.asarray(H), _spread_mask(info, usable)
-    if not _beats_chance(inliers, usable, _POINT_CHANCE) or not np.isfinite(H).all():
+    if not _accepted(inliers, usable, _POINT_CHANCE, accept) or not np.isfinite(H).all():
         return failed
     if abs(H[2, 2]) < 1e-12 or abs(np.linalg.det(H)) < 1e-12:
         return failed
     return Homography(H / H[2, 2], inliers, True)
+
+
+def estimate_fundamental(
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    *,
+    threshold_px: float = 1.0,
+    seed: int = 0,
+    max_iterations: int = MAX_ITERATIONS,
+    accept: Acceptance = "beats_chance",
+) -> Fundamental:
+    """Fundamental matrix of two images (seven-point LO-RANSAC and refinement on the inliers).
+
+    Args:
+        xy0: (N, 2) pixels in image 0.
+        xy1: (N, 2) pixels in image 1.
+        threshold_px: Largest epipolar (Sampson) distance of an inlier, in pixels.
+        seed: Seed of the sampling.
+        max_iterations: Bound of RANSAC rounds.
+        accept: What counts as a solution; see the module.
+
+    Returns:
+        The matrix; `success` is False with fewer than 8 distinct matches, matches on one line, or no more
+        inliers than by chance. Matches of a plane are not noticed, though they do not determine it.
+
+    Raises:
+        ValueError: If array shapes are wrong or the acceptance is unknown.
+    """
+    xy0, xy1, usable = _correspondences(xy0, 2, xy1, 2)
+    failed = Fundamental(np.zeros((3, 3)), np.zeros(len(usable), bool), False)
+    points0, points1 = xy0[usable], xy1[usable]
+    if not _solvable(points0, points1, _FUNDAMENTAL_CHANCE, accept):
+        return failed
+    options = _ransac_options(seed, max_iterations) | {"max_epipolar_error": float(threshold_px)}
+    F, info = _poselib().estimate_fundamental(points0, points1, options, {})
+    F, inliers = np.asarray(F, dtype=np.float64), _spread_mask(info, usable)
+    if not _accepted(inliers, usable, _FUNDAMENTAL_CHANCE, accept) or not np.isfinite(F).all() or not F.any():
+        return failed
+    return Fundamental(F, inliers, True)
 
 
 def estimate_absolute_pose(
@@ -183,6 +255,7 @@ def estimate_absolute_pose(
     threshold_px: float = 5.0,
     seed: int = 0,
     max_iterations: int = MAX_ITERATIONS,
+    accept: Acceptance = "beats_chance",
 ) -> AbsolutePose:
     """Camera pose from 2-D to 3-D matches (P3P LO-RANSAC and refinement on the inliers).
 
@@ -193,25 +266,26 @@ def estimate_absolute_pose(
         threshold_px: Largest reprojection error of an inlier, in pixels.
         seed: Seed of the sampling.
         max_iterations: Bound of RANSAC rounds.
+        accept: What counts as a solution; see the module.
 
     Returns:
         The pose; `success` is False with fewer than 4 distinct matches, points on one line, or no more
         inliers than by chance.
 
     Raises:
-        ValueError: If array shapes or intrinsics are wrong.
+        ValueError: If array shapes or intrinsics are wrong, or the acceptance is unknown.
     """
     xy, points, usable = _correspondences(xy, 2, points, 3)
     K = check_intrinsics(K)
     failed = AbsolutePose(Pose.identity(), np.zeros(len(usable), bool), False)
     pixels, targets = xy[usable], points[usable]
-    if _distinct(pixels, targets) < _POINT_CHANCE.minimum or _collinear(pixels) or _collinear(targets):
+    if not _solvable(pixels, targets, _POINT_CHANCE, accept):
         return failed
     options = _ransac_options(seed, max_iterations) | {"max_reproj_error": float(threshold_px)}
     pose, info = _poselib().estimate_absolute_pose(pixels, targets, _camera(K), options, {})
     inliers = _spread_mask(info, usable)
     R, t = np.asarray(pose.R), np.asarray(pose.t)
-    if not _beats_chance(inliers, usable, _POINT_CHANCE) or not (np.isfinite(R).all() and np.isfinite(t).all()):
+    if not _accepted(inliers, usable, _POINT_CHANCE, accept) or not (np.isfinite(R).all() and np.isfinite(t).all()):
         return failed
     return AbsolutePose(Pose.from_cam_from_world(R, t), inliers, True)
 
@@ -249,6 +323,15 @@ def _correspondences(
     return a, b, np.asarray(np.isfinite(np.concatenate([a, b], axis=1)).all(axis=1))
 
 
+def _solvable(a: np.ndarray, b: np.ndarray, chance: _Chance, accept: Acceptance) -> bool:
+    """Whether there are matches enough to try."""
+    if accept not in get_args(Acceptance):
+        raise ValueError(f"accept must be one of {get_args(Acceptance)}, got {accept!r}.")
+    if accept == "any":
+        return len(a) >= chance.solvable
+    return _distinct(a, b) >= chance.minimum and not _collinear(a) and not _collinear(b)
+
+
 def _distinct(a: np.ndarray, b: np.ndarray) -> int:
     """Number of matches that differ in both images."""
     if not len(a):
@@ -271,9 +354,11 @@ def _spread_mask(info: dict[str, Any], usable: np.ndarray) -> np.ndarray:
     return inliers
 
 
-def _beats_chance(inliers: np.ndarray, usable: np.ndarray, chance: _Chance) -> bool:
-    """Whether a solution has more inliers than unrelated matches would give it."""
+def _accepted(inliers: np.ndarray, usable: np.ndarray, chance: _Chance, accept: Acceptance) -> bool:
+    """Whether a solution counts: if it beats chance, has more inliers than unrelated matches would give it."""
     count, total = int(inliers.sum()), int(usable.sum())
+    if accept == "any":
+        return count >= chance.solvable
     if count < chance.minimum:
         return False
     return count >= _SURE_SHARE * total or count >= chance.base + chance.share * total

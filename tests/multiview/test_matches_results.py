@@ -55,7 +55,7 @@ def test_matches_refusals():
     with pytest.raises(ValueError, match="one length"):
         Matches(np.zeros((2, 2)), np.zeros((3, 2)), np.zeros(2), (9, 9), (9, 9))
     with pytest.raises(ValueError, match="npz"):
-        matches.save("matches.txt")
+        matches.save("matches.csv")
 
 
 @pytest.mark.parametrize("n", [0, 1, 10])

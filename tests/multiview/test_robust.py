@@ -11,7 +11,12 @@ from hypothesis.extra.numpy import arrays
 from multiview.cameras import Camera
 from multiview.metrics import relative_pose_error, rotation_error_deg, warp_points
 from multiview.poses import Pose
-from multiview.robust import estimate_absolute_pose, estimate_homography, estimate_relative_pose
+from multiview.robust import (
+    estimate_absolute_pose,
+    estimate_fundamental,
+    estimate_homography,
+    estimate_relative_pose,
+)
 from tests.multiview.synthetic_pair import rotation
 
 K0 = Camera.from_focal(600.0, 640, 480).K
@@ -91,6 +96,73 @@ def test_golden_pnp(golden):
         assert rotation_error_deg(found.pose.rotation, reference.rotation) < 0.5
 
 
+def epipolar_distance(F, xy0, xy1):
+    """Distance of points of image 1 from the lines of those of image 0."""
+    a, b = (np.concatenate([xy, np.ones((len(xy), 1))], axis=1) for xy in (xy0, xy1))
+    lines = a @ F.T
+    return np.abs((b * lines).sum(1)) / np.linalg.norm(lines[:, :2], axis=1)
+
+
+def test_fundamental():
+    xy0, xy1, _ = scene(outliers=60, noise=0.1)
+    found = estimate_fundamental(xy0, xy1)
+    assert found.success
+    assert found.inliers[:140].mean() > 0.95
+    assert np.median(epipolar_distance(found.F, xy0[:140], xy1[:140])) < 0.2
+
+
+def test_few_right_matches_among_many_wrong_ones():
+    """The right pose is found; whether it counts is the caller's choice."""
+    xy0, xy1, _ = scene(n=29, outliers=20)
+    careful, trusting = (estimate_relative_pose(xy0, xy1, K0, K1, accept=a) for a in ("beats_chance", "any"))
+    assert not careful.success
+    np.testing.assert_array_equal(careful.R, np.eye(3))
+    assert trusting.success
+    assert trusting.inliers[:9].all()
+    assert relative_pose_error(trusting.R, trusting.t, POSE1.cam_from_world).max_deg < 1
+    assert np.linalg.norm(trusting.t) == pytest.approx(1)
+
+
+def test_taken_at_its_word_ransac_solves_unrelated_matches():
+    rng = np.random.default_rng(3)
+    a, b = rng.uniform(0, 480, (2, 40, 2))
+    points = rng.uniform(1, 2, (40, 3))
+    for careful, trusting in (
+        [estimate_relative_pose(a, b, K0, K1, accept=accept) for accept in ("beats_chance", "any")],
+        [estimate_homography(a, b, accept=accept) for accept in ("beats_chance", "any")],
+        [estimate_fundamental(a, b, accept=accept) for accept in ("beats_chance", "any")],
+        [estimate_absolute_pose(a, points, K0, accept=accept) for accept in ("beats_chance", "any")],
+    ):
+        assert not careful.success
+        assert not careful.inliers.any()
+        assert trusting.success
+        assert trusting.inliers.sum() >= 4
+
+
+def test_taken_at_its_word_ransac_needs_as_many_matches_as_the_model():
+    xy0, xy1, points = scene(n=12)
+    assert estimate_relative_pose(xy0[:5], xy1[:5], K0, K1, accept="any").success
+    assert not estimate_relative_pose(xy0[:4], xy1[:4], K0, K1, accept="any").success
+    assert estimate_homography(xy0[:4], xy1[:4], accept="any").success
+    assert not estimate_homography(xy0[:3], xy1[:3], accept="any").success
+    assert estimate_fundamental(xy0[:7], xy1[:7], accept="any").success
+    assert not estimate_fundamental(xy0[:6], xy1[:6], accept="any").success
+    assert estimate_absolute_pose(xy0[:5], points[:5], K0, accept="any").success
+    assert not estimate_absolute_pose(xy0[:3], points[:3], K0, accept="any").success
+
+
+def test_an_unknown_acceptance_is_refused():
+    xy0, xy1, points = scene(n=12)
+    for estimate in (
+        lambda: estimate_relative_pose(xy0, xy1, K0, K1, accept="all"),  # type: ignore[arg-type]
+        lambda: estimate_homography(xy0, xy1, accept="all"),  # type: ignore[arg-type]
+        lambda: estimate_fundamental(xy0, xy1, accept="all"),  # type: ignore[arg-type]
+        lambda: estimate_absolute_pose(xy0, points, K0, accept="all"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="accept must be one of"):
+            estimate()
+
+
 @pytest.mark.parametrize("n", range(6))
 def test_few_matches_fail_quietly(n):
     xy0, xy1, points = scene(n=n)
@@ -113,6 +185,7 @@ def test_degenerate_matches_fail_quietly():
     for xy0, xy1 in ((same, same), (line, line), (same, spread), (spread, line)):
         assert not estimate_relative_pose(xy0, xy1, K0, K1).success
         assert not estimate_homography(xy0, xy1).success
+        assert not estimate_fundamental(xy0, xy1).success
     for xy, targets in (
         (same, points),
         (line, points),
@@ -160,6 +233,11 @@ def test_never_raises_on_well_shaped_input(data):
     for found in (
         estimate_relative_pose(xy0, xy1, K0, K1, max_iterations=50),
         estimate_homography(xy0, xy1, max_iterations=50),
+        estimate_fundamental(xy0, xy1, max_iterations=50),
+        estimate_relative_pose(xy0, xy1, K0, K1, max_iterations=50, accept="any"),
+        estimate_homography(xy0, xy1, max_iterations=50, accept="any"),
+        estimate_fundamental(xy0, xy1, max_iterations=50, accept="any"),
+        estimate_absolute_pose(xy0, points, K0, max_iterations=50, accept="any"),
         estimate_absolute_pose(xy0, points, K0, max_iterations=50),
     ):
         assert found.inliers.shape == (len(xy0),)
