@@ -1,10 +1,11 @@
-"""MASt3R: two photos in; 3D points, dense matches and cameras out.
+"""MASt3R: photos in; 3D points, dense matches and cameras out.
 
     import mast3r
 
     model = mast3r.load("small")
     result = mast3r.predict_pair(model, "a.jpg", "b.jpg")
     result.save("scene.glb")
+    scene = mast3r.reconstruct(model, "photos/")
 
 Importing this package is quick: torch and the network are imported when one of these names is first used.
 """
@@ -16,30 +17,59 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mast3r.loading import WeightsCard, card_of, load
+    from mast3r.localization import LocalizeConfig, LocalizedImage, Localizer, localize
+    from mast3r.matching import match
     from mast3r.model import AsymmetricMASt3R
-    from mast3r.predictor import PairConfig, match, predict_pair
+    from mast3r.models import WeightsRecord, list_models
+    from mast3r.network_tiles import NetworkTiles
+    from mast3r.pair_config import PairConfig
+    from mast3r.predictor import predict_pair, predict_pairs
+    from mast3r.reconstruction import ReconstructConfig, reconstruct
+    from mast3r.two_view import TokenCache
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsymmetricMASt3R",
+    "LocalizeConfig",
+    "LocalizedImage",
+    "Localizer",
+    "NetworkTiles",
     "PairConfig",
+    "ReconstructConfig",
+    "TokenCache",
     "WeightsCard",
+    "WeightsRecord",
     "__version__",
     "card_of",
+    "list_models",
     "load",
+    "localize",
     "match",
     "predict_pair",
+    "predict_pairs",
+    "reconstruct",
 ]
 
 _HOME = {
     "AsymmetricMASt3R": "mast3r.model",
-    "PairConfig": "mast3r.predictor",
+    "LocalizeConfig": "mast3r.localization",
+    "LocalizedImage": "mast3r.localization",
+    "Localizer": "mast3r.localization",
+    "NetworkTiles": "mast3r.network_tiles",
+    "PairConfig": "mast3r.pair_config",
+    "ReconstructConfig": "mast3r.reconstruction",
+    "TokenCache": "mast3r.two_view",
     "WeightsCard": "mast3r.loading",
+    "WeightsRecord": "mast3r.models",
     "card_of": "mast3r.loading",
+    "list_models": "mast3r.models",
     "load": "mast3r.loading",
-    "match": "mast3r.predictor",
+    "localize": "mast3r.localization",
+    "match": "mast3r.matching",
     "predict_pair": "mast3r.predictor",
+    "predict_pairs": "mast3r.predictor",
+    "reconstruct": "mast3r.reconstruction",
 }
 
 

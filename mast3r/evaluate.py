@@ -1,12 +1,14 @@
 """Measure matchers on photos with ground truth: `python -m mast3r.evaluate DATA_DIR --baseline rootsift`.
 
 DATA_DIR holds scenes with a `gt.json`, or is a .txt pair list in SuperGlue's or glue-factory's form. The
-table goes to the terminal; `--json` keeps the numbers of every pair, `--pictures` a picture of its matches.
+table goes to the terminal; `--json FILE` keeps the numbers of every pair (`--json` alone prints them in place of the
+table), `--pictures` a picture of its matches.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,10 +21,17 @@ from mast3r.evaluation.report import Report, save_reports, table
 from mast3r.evaluation.runner import EvaluationConfig, PairMatcher, evaluate_scenes
 from mast3r.evaluation.scores import Thresholds
 
+STDOUT = Path("-")
+"""Takes the place of a file's name where the numbers go to the terminal."""
 
-def get_args_parser() -> argparse.ArgumentParser:
-    """Flags of the command."""
-    parser = argparse.ArgumentParser(prog="python -m mast3r.evaluate", description=(__doc__ or "").splitlines()[0])
+
+def get_args_parser(prog: str = "python -m mast3r.evaluate") -> argparse.ArgumentParser:
+    """Flags of the command.
+
+    Args:
+        prog: Name of the program in its help.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of SCENE/gt.json, one such scene, or a .txt pair list")
     parser.add_argument("--weights", default="small", help="small, an official name, a path; none: only the baseline")
     parser.add_argument("--baseline", choices=["rootsift"], nargs="?", const="rootsift", help="also measure this")
@@ -35,7 +44,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pose_px", type=float, default=1.0, help="RANSAC threshold of poses, stored pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of RANSAC")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=STDOUT, help="write all numbers to this file; without one, print them"
+    )
     parser.add_argument("--pictures", type=Path, help="draw the matches of each pair into this folder")
     return parser
 
@@ -49,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:  # what is wrong with the user's data or set-up
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(table(reports) + "\n")
+    sys.stdout.write(answer(args, reports) + "\n")
     return 0
+
+
+def answer(args: argparse.Namespace, reports: Sequence[Report]) -> str:
+    """What goes to the terminal: a table, or JSON if `--json` stands alone."""
+    if args.json == STDOUT:
+        return json.dumps({"reports": [report.as_dict() for report in reports]})
+    return table(reports)
 
 
 def run(args: argparse.Namespace) -> list[Report]:
@@ -65,7 +83,7 @@ def run(args: argparse.Namespace) -> list[Report]:
     reports: list[Report] = []
     for matcher in _matchers(args):
         reports.append(evaluate_scenes(matcher, scenes, config))
-        if args.json is not None:
+        if args.json not in (None, STDOUT):
             save_reports(args.json, reports)
     return reports
 

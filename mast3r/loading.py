@@ -15,14 +15,11 @@ from torch import nn
 
 from dust3r.checkpoint import CheckpointError
 from mast3r.model import AsymmetricMASt3R
-from multiview.results import ScaleStatus
+from mast3r.models import OFFICIAL_LICENCE, SHIPPED, find_record
+from multiview.similarity import ScaleStatus
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = {"small": "mast3r-small-224"}
-"""Short name -> file name (without suffix) of the weights that come with the package."""
-
-_OFFICIAL_LICENCE = "CC BY-NC-SA 4.0 (non-commercial)"
 _UNKNOWN = "unknown"
 
 
@@ -106,8 +103,10 @@ def read_card(source: str | Path) -> WeightsCard:
     """
     path = Path(source)
     content = _json_object(path.with_suffix(".json")) if path.is_file() else {}
-    official = path.stem.startswith("MASt3R_") or str(source).startswith("naver/")
-    licence = content.get("licence") or (_OFFICIAL_LICENCE if official else _UNKNOWN)
+    record = find_record(path.stem)
+    published = record is not None and record.hub_id is not None
+    official = published or path.stem.startswith("MASt3R_") or str(source).startswith("naver/")
+    licence = content.get("licence") or (OFFICIAL_LICENCE if official else _UNKNOWN)
     metric = path.stem in SHIPPED.values() or path.stem.endswith("_metric")
     status: ScaleStatus = "metric-predicted" if metric else "arbitrary"
     if content.get("scale_status") in get_args(ScaleStatus):

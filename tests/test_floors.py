@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"croco": 1, "multiview": 1, "dust3r": 2, "mast3r": 3}
-ENTRANCES = ("demo.py", "train.py", "mast3r/cli.py", "mast3r/demo", "mast3r/evaluate.py")
+ENTRANCES = ("demo.py", "train.py", "mast3r/__main__.py", "mast3r/cli", "mast3r/demo", "mast3r/evaluate.py")
 MODULES = [*sorted(p for name in FLOORS for p in (ROOT / name).rglob("*.py")), ROOT / "demo.py", ROOT / "train.py"]
 IDS = [str(p.relative_to(ROOT)) for p in MODULES]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import roma
 import torch
 from torch import Tensor, nn
 
@@ -115,12 +114,16 @@ def raw_to_rigid(raw: Tensor) -> tuple[Tensor, Tensor]:
     A raw pose is a quaternion xyzw of any length and a `signed_log1p` translation; further columns are
     ignored.
     """
+    import roma  # here: it loads the machinery of torch.compile, a second of work
+
     rotation = roma.unitquat_to_rotmat(nn.functional.normalize(raw[:, :4], dim=-1))
     return rotation, signed_expm1(raw[:, 4:7])
 
 
 def rigid_to_raw(R: Tensor, t: Tensor) -> Tensor:
     """Raw pose (7,) of a rotation (3, 3) and a translation (3,)."""
+    import roma
+
     return torch.cat([roma.rotmat_to_unitquat(R), signed_log1p(t)])
 
 

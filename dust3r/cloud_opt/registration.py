@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import roma
 import torch
 from torch import Tensor
 
@@ -36,6 +35,8 @@ def rigid_points_registration(pts1: Tensor, pts2: Tensor, conf: Tensor) -> Simil
     weights = conf.reshape(-1)
     if int((weights > 0).sum()) < _MIN_POINTS:
         return pts1.new_tensor(1.0), torch.eye(3).to(pts1), pts1.new_zeros(3)
+    import roma  # here: it loads the machinery of torch.compile, a second of work
+
     result: Any = roma.rigid_points_registration(
         pts1.reshape(-1, 3), pts2.reshape(-1, 3), weights=weights, compute_scaling=True
     )
