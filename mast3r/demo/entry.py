@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import logging
 import signal
 import sys
@@ -72,9 +74,12 @@ def main_demo(
         gradio_delete_cache: Seconds after which a visitor's files are removed; False for an hour.
     """
     try:
-        from mast3r.demo.page import PageOptions
+        from mast3r.demo.options import PageOptions
         from mast3r.demo.serve import serve_page
+        from mast3r.demo.shelf import ModelShelf, models_here
     except ImportError as error:
+        if error.name is None or error.name.split(".")[0] not in ("gradio", "starlette"):
+            raise
         raise ImportError("the page needs Gradio 6: pip install 'mast3r[demo]'.") from error
 
     del retrieval_model
@@ -89,7 +94,7 @@ def main_demo(
         silent=silent,
         keep_seconds=int(gradio_delete_cache) or 3600,
     )
-    serve_page(model.to(device), options)
+    serve_page(ModelShelf(model.to(device), models_here(device)), options)
 
 
 def _run_photos(args: argparse.Namespace) -> None:
@@ -110,7 +115,8 @@ def _run_photos(args: argparse.Namespace) -> None:
 
 def _run_page(args: argparse.Namespace) -> None:
     if args.retrieval_model:
-        logger.warning("--retrieval_model is not used: the page shows pairs of photos")
+        logger.warning("--retrieval_model is not used: the page chooses pairs of photos without it")
+    _import_pycolmap()
     signal.signal(signal.SIGTERM, _stop)
     main_demo(
         args.tmp_dir,
@@ -139,6 +145,12 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the device {name!r} cannot be used here ({reason}); try --device auto.") from error
     return device
+
+
+def _import_pycolmap() -> None:
+    """Import it before the page's own signal handler is set: it sets one that ends the program on the spot."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pycolmap")
 
 
 def _stop(*_: object) -> None:

@@ -10,20 +10,18 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from mast3r.demo.page import PageOptions, build_page
+from mast3r.demo.look import page_head, page_style, page_theme
+from mast3r.demo.options import PageOptions
+from mast3r.demo.page import build_page
+from mast3r.demo.shelf import ModelShelf
+from mast3r.demo.uploads import MAX_FILE_SIZE
 from mast3r.model import AsymmetricMASt3R
 
-MAX_FILE_SIZE = "40mb"
 # The browser itself refuses to ask any other server.
 _CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob: ws: wss:; "
     "object-src 'none'; base-uri 'self'"
 )
-_CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto;}
-#numbers table {width: 100%;}
-#numbers thead {display: none;}
-"""
 
 
 class _OnlyThisServer:
@@ -42,11 +40,11 @@ class _OnlyThisServer:
         await self._app(scope, receive, send_with_policy)
 
 
-def serve_page(model: AsymmetricMASt3R, options: PageOptions | None = None) -> None:
+def serve_page(model: AsymmetricMASt3R | ModelShelf, options: PageOptions | None = None) -> None:
     """Serve the page until it is stopped, then remove its files.
 
     Args:
-        model: A MASt3R model.
+        model: A MASt3R model, or several to choose from.
         options: How it is served.
     """
     options = options or PageOptions()
@@ -82,8 +80,12 @@ def launch(page: gr.Blocks, options: PageOptions, root: Path, *, wait: bool = Tr
         allowed_paths=[str(root), *(str(path) for path in options.samples)],
         show_error=False,
         footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
         ssr_mode=False,
-        css=_CSS,
+        theme=page_theme(),
+        css=page_style(),
+        head=page_head(),
         app_kwargs={"middleware": [Middleware(_OnlyThisServer)]},
     )
     return local, public

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from mast3r.demo.markup import Fact
 from mast3r.loading import WeightsCard
-from multiview.results import PairResult
+from multiview.results import PairResult, ScaleStatus
 
-_SCALE = {
-    "metric-predicted": "metres, as the network guesses them",
-    "metric-given": "metres, as given",
-    "arbitrary": "arbitrary: only proportions mean something",
+SCALE_WORDS: dict[ScaleStatus, tuple[str, str]] = {
+    "metric-predicted": ("metres, predicted", "the network guesses them"),
+    "metric-given": ("metres", "as given"),
+    "arbitrary": ("arbitrary", "only proportions mean something"),
 }
+"""In short, and what it means."""
 
 
 def summary_line(result: PairResult) -> str:
@@ -23,25 +23,18 @@ def summary_line(result: PairResult) -> str:
     return f"{len(result.matches)} matches, {_motion(result)}, focal lengths {focals} px, {seconds:.2f} s"
 
 
-def summary_table(result: PairResult, card: WeightsCard) -> str:
-    """The result as a Markdown table."""
-    rows = [("Matches", f"{len(result.matches)}, of which {result.num_inliers} agree with the pose")]
-    for i, (image, camera) in enumerate(zip(result.images, result.cameras)):
-        across, down = camera.fov_deg
-        rows.append(
-            (
-                f"Photo {i + 1}",
-                f"{image.width} by {image.height} px, focal length {camera.focal[0]:.0f} px, "
-                f"sees {across:.0f}° by {down:.0f}°",
-            )
-        )
-    rows += [
-        ("Camera 2 seen from camera 1", _motion(result) + _direction(result)),
-        ("Unit of length", _SCALE[result.scale_status]),
-        ("Time", ", ".join(f"{name} {value:.2f} s" for name, value in result.timings.items())),
-        ("Weights", f"{card.name}, licence: {card.licence}"),
+def pair_facts(result: PairResult) -> list[Fact]:
+    """The numbers of a pair."""
+    focals = [camera.focal[0] for camera in result.cameras]
+    angles = [camera.fov_deg[0] for camera in result.cameras]
+    times = result.timings
+    return [
+        Fact("Matches", f"{len(result.matches):,}", f"{result.num_inliers:,} agree with the cameras"),
+        Fact("Camera 1 to camera 2", *_motion_fact(result)),
+        Fact("Focal lengths", f"{focals[0]:.0f} / {focals[1]:.0f} px", f"{angles[0]:.0f}° and {angles[1]:.0f}° wide"),
+        Fact("Scale", *SCALE_WORDS[result.scale_status]),
+        Fact("Time", duration(sum(times.values())), ", ".join(f"{name} {value:.2f}" for name, value in times.items())),
     ]
-    return "\n".join(["| | |", "|---|---|", *(f"| **{name}** | {value} |" for name, value in rows)])
 
 
 def summary_json(result: PairResult, card: WeightsCard) -> dict[str, Any]:
@@ -56,20 +49,44 @@ def summary_json(result: PairResult, card: WeightsCard) -> dict[str, Any]:
     }
 
 
+def model_words(card: WeightsCard) -> str:
+    """The licence of a model's weights, in a few words."""
+    return f"Weights {card.licence}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, as exactly as one wants to know."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def unit_of(scale: ScaleStatus) -> str:
+    """The unit of lengths behind a space, or nothing."""
+    return "" if scale == "arbitrary" else " m"
+
+
 def _motion(result: PairResult) -> str:
     if result.pose1 is None:
         return "no relative pose found"
-    unit = "" if result.scale_status == "arbitrary" else " m"
+    unit = unit_of(result.scale_status)
     return f"rotated by {result.pose1.angle_deg:.1f}°, moved by {result.baseline:.3g}{unit}"
 
 
+def _motion_fact(result: PairResult) -> tuple[str, str]:
+    if result.pose1 is None:
+        return "not found", "too few matches agree with any motion"
+    unit = unit_of(result.scale_status)
+    return f"{result.baseline:.2g}{unit}, {result.pose1.angle_deg:.0f}°", f"moved{_direction(result)} and rotated"
+
+
 def _direction(result: PairResult) -> str:
-    """Where camera 2 stands: its largest movement first."""
+    """Where camera 2 stands, its largest movement first."""
     if result.pose1 is None or not result.baseline:
         return ""
     x, y, z = result.pose1.center / result.baseline
     words = (("right", "left"), ("down", "up"), ("forward", "back"))
     parts = [(abs(value), pair[int(value < 0)]) for value, pair in zip((x, y, z), words) if abs(value) > 0.3]
     names = [name for _, name in sorted(parts, reverse=True)]
-    angles = np.degrees(np.arccos(np.clip(z, -1, 1)))
-    return f" ({' and '.join(names)}; {angles:.0f}° off the viewing direction)"
+    return f" {' and '.join(names)}" if len(names) < 3 else f" {', '.join(names[:2])} and {names[2]}"

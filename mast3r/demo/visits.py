@@ -1,78 +1,56 @@
-"""What the page remembers about a visitor: one result, and files in a folder that nobody else uses."""
+"""What the page remembers about a visitor: a result, and files in a folder that nobody else uses."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
+import urllib.parse
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from mast3r.demo.pictures import confident_matches
-from multiview.results import PairResult
+from mast3r.loading import WeightsCard
 
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class Visit:
+class Visit(Generic[Result]):
     """One result and the folder of its files.
 
     Attributes:
-        result: The pair.
+        result: What was computed.
+        card: The model that computed it.
         folder: Folder of the files that were made from it.
     """
 
-    result: PairResult
+    result: Result
+    card: WeightsCard
     folder: Path
 
     @classmethod
-    def begin(cls, result: PairResult, root: Path) -> Visit:
+    def begin(cls, result: Result, card: WeightsCard, root: Path) -> Visit[Result]:
         """A visit with a new folder below `root`."""
-        return cls(result, Path(tempfile.mkdtemp(prefix="visit-", dir=root)))
+        return cls(result, card, Path(tempfile.mkdtemp(prefix="visit-", dir=root)))
 
     def end(self) -> None:
         """Remove the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def scene(self, *, drop_percent: float, as_mesh: bool) -> Path:
-        """Write the scene as .glb under a new name: viewers keep what they know by name.
-
-        Args:
-            drop_percent: Share of the points to leave out, least confident first.
-            as_mesh: A surface in place of points; points if no surface is left.
-        """
-        path = self._fresh() / "scene.glb"
-        try:
-            self.result.save(path, confidence_percentile=drop_percent, as_mesh=as_mesh)
-        except ValueError:
-            if not as_mesh:
-                raise
-            logger.info("no surface is left at this confidence, points are shown")
-            self.result.save(path, confidence_percentile=drop_percent)
-        return path
-
-    def points(self, *, drop_percent: float) -> Path:
-        """Write the points as .ply, without the least confident share of them."""
-        return self.result.save(self._fresh() / "points.ply", confidence_percentile=drop_percent)
-
-    def everything(self) -> Path:
-        """Write the whole result as .npz."""
-        return self.result.save(self._fresh() / "pair.npz")
-
-    def matches(self, *, drop_percent: float) -> Path:
-        """Write the matches as .npz, without the least confident share of them."""
-        matches = confident_matches(self.result.matches, drop_percent)
-        return matches.save(self._fresh() / "matches.npz")
-
-    def _fresh(self) -> Path:
+    def fresh(self, name: str) -> Path:
+        """Where to write a file of this name: in a new folder that cannot be guessed; browsers keep old names."""
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir(parents=True)
-        return folder
+        return folder / name
 
 
 def end_visit(visit: Visit | None) -> None:
     """Remove the files of a visit, if there was one."""
     if visit is not None:
         visit.end()
+
+
+def address(path: Path) -> str:
+    """Where the browser finds a file of a visit, relative to the page."""
+    return "gradio_api/file=" + urllib.parse.quote(str(path))
