@@ -1,7 +1,8 @@
 """Reciprocal matching against its yardsticks, in one process.
 
     python benchmarks/bench_matching.py
-    python benchmarks/bench_matching.py --sizes 512x384 --pairs 1 --network none
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/bench_matching.py --clock cpu --network none
+    python benchmarks/bench_matching.py --fields photos --photos a.jpg b.jpg --weights small --sizes 512x384
 
 For every size, number of pairs and kind of descriptor field the table shows the time of
 `match_reciprocal_batch` per pair, and as ratios: how many times faster than the plain reference (blocks of
@@ -9,15 +10,22 @@ For every size, number of pairs and kind of descriptor field the table shows the
 asked for (dense, the physical limit of any method that computes them all; below 1 where pruning avoids them),
 and which share of the network's forward. Whether the matches are identical to the reference's is printed,
 too. Ratios are what travels between machines.
+
+Kinds of fields: "moved" (the same smooth scene, shifted and disturbed), "unrelated" (two smooth scenes), "white"
+(noise: nothing can be left out) and "photos" (the descriptors that a network computes for two photos).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +34,7 @@ from mast3r.fast_nn import ReciprocalSearch, match_reciprocal_batch
 from mast3r.reference_nn import reference_reciprocal
 
 CHANNELS = 24
+PHOTOS = sorted(str(path) for path in (Path(__file__).parents[1] / "examples" / "pair").glob("*.jpg"))[:2]
 CLOCK: list[Callable[[], float]] = [time.perf_counter]
 OFFICIAL = {
     "pos_embed": "RoPE100",
@@ -65,6 +74,34 @@ def field_pair(kind: str, width: int, height: int, seed: int, device: torch.devi
         noise = F.normalize(torch.randn(a.shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
         b[:, shift:] = F.normalize(a[:, :-shift] + 0.2 * noise[:, shift:].to(device), dim=-1)
     return a, b
+
+
+@cache
+def photo_fields(weights: str, photos: tuple[str, str], width: int, height: int, device: torch.device):
+    """Descriptor maps (H, W, D) of two photos, each cut to the middle part of that shape."""
+    import mast3r
+    from mast3r.two_view import ModelInput, decode, encode
+    from multiview.images import ImageTransform, read_image
+
+    inputs = []
+    for path in photos:
+        image = read_image(path).to_pil()
+        scale = max(width / image.width, height / image.height)
+        image = image.resize((math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        pixels = np.array(image.crop((left, top, left + width, top + height)))
+        inputs.append(ModelInput(pixels, ImageTransform.identity((width, height))))
+    model = mast3r.load(weights, device=device)
+    first, second = decode(model, encode(model, inputs), [x.shape for x in inputs], [(0, 1)])[0]
+    return first.desc.contiguous(), second.desc.contiguous()
+
+
+def fields(kind: str, width: int, height: int, seed: int, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Two descriptor maps of a kind."""
+    device = torch.device(arguments.device)
+    if kind == "photos":
+        return photo_fields(arguments.weights, tuple(arguments.photos), width, height, device)
+    return field_pair(kind, width, height, seed, device)
 
 
 def seconds(action: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -110,7 +147,9 @@ def product_seconds(a: Tensor, b: Tensor, queries: tuple[int, int], repeats: int
     """Time of nothing but the products of these queries with all pixels, in the best of some block shapes."""
     total = 0.0
     for points, count in ((b.flatten(0, 1), queries[0]), (a.flatten(0, 1), queries[1])):
-        left = points[: max(count, 1)] if count <= len(points) else points
+        if count == 0:
+            continue
+        left = points[:count]
         shapes = [(min(count, 3072), 256), (min(count, 3072), 512), (min(count, 1024), 2048)]
         if points.device.type != "cpu":
             shapes.append((count, 16384))
@@ -142,16 +181,16 @@ def network_seconds(width: int, height: int, device: torch.device) -> float:
 def bench(kind: str, width: int, height: int, arguments: argparse.Namespace, network: float | None) -> None:
     """Print the rows of one size and kind of field."""
     device, subsample = torch.device(arguments.device), arguments.subsample
-    a, b = field_pair(kind, width, height, 0, device)
+    a, b = fields(kind, width, height, 0, arguments)
     start = start_grid(width, height, subsample, device)
     queries = comparisons(a, b, start)
     some = start[:: -(-len(start) // arguments.reference_starts)]
     reference, same = run_reference(a, b, some)
     reference *= len(start) / len(some)
     product = product_seconds(a, b, queries, arguments.repeats)
-    gflop = 2e-9 * CHANNELS * width * height * sum(queries)
+    gflop = 2e-9 * a.shape[-1] * width * height * sum(queries)
     for pairs in arguments.pairs:
-        maps = [field_pair(kind, width, height, 2 * i, device) for i in range(min(pairs, arguments.distinct))]
+        maps = [fields(kind, width, height, 2 * i, arguments) for i in range(min(pairs, arguments.distinct))]
         maps = [maps[i % len(maps)] for i in range(pairs)]
         lists = [m[0] for m in maps], [m[1] for m in maps]
         repeats = arguments.repeats if pairs == 1 else 1
@@ -168,7 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["224x224", "512x384", "1024x768"], help="WxH of the maps")
     parser.add_argument("--pairs", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--fields", nargs="+", default=["moved", "unrelated", "white"])
+    parser.add_argument("--fields", nargs="+", default=["moved", "unrelated", "white", "photos"])
+    parser.add_argument("--weights", default="small", help="network of the photos' descriptors")
+    parser.add_argument("--photos", nargs=2, default=PHOTOS, help="the two photos")
     parser.add_argument("--subsample", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--distinct", type=int, default=4, help="different pairs of maps kept in memory")

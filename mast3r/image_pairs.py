@@ -1,17 +1,13 @@
-"""Scene graphs of DUSt3R plus the retrieval graph, which needs image similarities."""
+"""Scene graphs of DUSt3R plus the retrieval graph, which needs image similarities, and the automatic choice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from dust3r.image_pairs import GRAPHS, Edge, Item, graph_edges, select_pairs
-from mast3r.retrieval.graph import make_pairs_fps
-
-DEFAULT_KEY_IMAGES = 20
-DEFAULT_NEIGHBOURS = 1
+from dust3r.image_pairs import Item, select_pairs
+from mast3r.retrieval.graph import is_retrieval_graph, retrieval_edges
+from mast3r.scene_graph import AUTO, named_edges, plan_graph
 
 
 def make_pairs(
@@ -26,10 +22,11 @@ def make_pairs(
     Args:
         imgs: Views as `load_images` returns them, or names (anything works when `prefilter` is None).
         scene_graph: A graph of DUSt3R, or `retrieval-Na-k`: all pairs of Na key images, every other image
-            with its nearest key image, and every image with its k nearest (itself counted).
+            with its nearest key image, and every image with its k nearest (itself counted), or `auto`: what
+            `mast3r.scene_graph.plan_graph` chooses.
         prefilter: `seqN` or `cycN`, see there.
         symmetrize: Append every pair in reverse order, after all others.
-        sim_mat: (n, n) similarity scores, larger is more similar; needed by the retrieval graph only.
+        sim_mat: (n, n) similarity scores, larger is more similar; needed by the retrieval graph, used by `auto`.
 
     Returns:
         Pairs of entries of `imgs`.
@@ -37,30 +34,10 @@ def make_pairs(
     Raises:
         ValueError: If the graph or filter is unknown, or similarities are missing or of the wrong shape.
     """
-    edges = _retrieval_edges(len(imgs), scene_graph, sim_mat) if _is_retrieval(scene_graph) else None
-    if edges is None:
-        try:
-            edges = graph_edges(len(imgs), scene_graph)
-        except ValueError as error:
-            raise ValueError(str(error).replace(GRAPHS, f"{GRAPHS}, retrieval[-Na][-k]")) from None
+    if scene_graph == AUTO:
+        edges = list(plan_graph(len(imgs), similarity=sim_mat).edges) if len(imgs) > 1 else []
+    elif is_retrieval_graph(scene_graph):
+        edges = retrieval_edges(len(imgs), scene_graph, sim_mat)
+    else:
+        edges = named_edges(len(imgs), scene_graph)
     return select_pairs(imgs, edges, prefilter, symmetrize)
-
-
-def _is_retrieval(scene_graph: str) -> bool:
-    return scene_graph.split("-")[0] == "retrieval"
-
-
-def _retrieval_edges(n: int, scene_graph: str, sim_mat: Any) -> list[Edge]:
-    """Index pairs of the retrieval graph."""
-    if sim_mat is None:
-        raise ValueError(f"scene_graph {scene_graph!r} needs sim_mat, the ({n}, {n}) image similarities.")
-    similarity = np.asarray(sim_mat)
-    if similarity.shape != (n, n):
-        raise ValueError(f"sim_mat must have shape ({n}, {n}) for {n} images, got {similarity.shape}.")
-    numbers = scene_graph.split("-")[1:]
-    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"Expected scene_graph 'retrieval-Na-k' with two numbers, got {scene_graph!r}.")
-    defaults = (DEFAULT_KEY_IMAGES, DEFAULT_NEIGHBOURS)
-    key_images, neighbours = (*(int(number) for number in numbers), *defaults[len(numbers) :])
-    pairs, _ = make_pairs_fps(similarity, Na=min(key_images, n), tokK=neighbours, dist_thresh=None)
-    return [(int(i), int(j)) for i, j in pairs]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mast3r.evaluation.datasets import DepthTruth, EvaluationPair, stored_from_upright
-from mast3r.evaluation.estimators import estimate_fundamental, estimate_homography, estimate_pose
 from multiview.cameras import Camera
 from multiview.images import ImageTransform
 from multiview.matches import Matches
@@ -25,6 +24,7 @@ from multiview.metrics import (
     warp_points,
 )
 from multiview.results import PairResult
+from multiview.robust import estimate_fundamental, estimate_homography, estimate_relative_pose
 
 POINT_RADII_PX = (2, 4, 8, 16)
 MAA_THRESHOLDS_PX = tuple(range(1, 21))
@@ -219,13 +219,14 @@ def score_pose(xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, threshold
         return None
     K0, K1, T = pair.K0, pair.K1, pair.T_0to1
     precision = epipolar_precision(xy0, xy1, K0, K1, T, threshold=thresholds.epipolar)
-    found = estimate_pose(xy0, xy1, K0, K1, threshold_px=thresholds.pose_px, seed=thresholds.seed)
-    if found is None:
+    found = estimate_relative_pose(
+        xy0, xy1, K0, K1, threshold_px=thresholds.pose_px, seed=thresholds.seed, accept="any"
+    )
+    if not found.success:
         return PoseScore(None, None, None, 0, precision)
-    R, t, inliers = found
-    error = relative_pose_error(R, t, T)
+    error = relative_pose_error(found.R, found.t, T)
     translation = None if np.isnan(error.translation_deg) else error.translation_deg
-    return PoseScore(error.rotation_deg, translation, error.max_deg, inliers, precision)
+    return PoseScore(error.rotation_deg, translation, error.max_deg, int(found.inliers.sum()), precision)
 
 
 def score_homography(
@@ -236,11 +237,11 @@ def score_homography(
         return None
     distance = np.linalg.norm(warp_points(pair.H_0to1, xy0) - xy1, axis=1)
     precision = float(np.mean(distance < thresholds.transfer_px)) if len(distance) else 0.0
-    found = estimate_homography(xy0, xy1, threshold_px=thresholds.homography_px, seed=thresholds.seed)
-    if found is None:
+    found = estimate_homography(xy0, xy1, threshold_px=thresholds.homography_px, seed=thresholds.seed, accept="any")
+    if not found.success:
         return HomographyScore(None, 0, precision)
-    error = homography_corner_error(found[0], pair.H_0to1, size0)
-    return HomographyScore(error if np.isfinite(error) else None, found[1], precision)
+    error = homography_corner_error(found.H, pair.H_0to1, size0)
+    return HomographyScore(error if np.isfinite(error) else None, int(found.inliers.sum()), precision)
 
 
 def score_points(xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresholds: Thresholds) -> PointScore | None:
@@ -256,8 +257,8 @@ def score_points(xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresho
     within = tuple(float(np.mean(errors <= radius)) for radius in POINT_RADII_PX)
     if pair.H_0to1 is not None:
         return PointScore(within, None, len(here))
-    found = estimate_fundamental(xy0, xy1, threshold_px=thresholds.pose_px, seed=thresholds.seed)
-    distances = np.full(len(here), np.inf) if found is None else epipolar_distances_px(found[0], here, there)
+    found = estimate_fundamental(xy0, xy1, threshold_px=thresholds.pose_px, seed=thresholds.seed, accept="any")
+    distances = epipolar_distances_px(found.F, here, there) if found.success else np.full(len(here), np.inf)
     maa = float(np.mean([np.mean(distances <= bound) for bound in MAA_THRESHOLDS_PX]))
     return PointScore(within, maa, len(here))
 

@@ -19,7 +19,6 @@ from mast3r.evaluation import (
     RootSift,
     Thresholds,
     baselines,
-    estimators,
     evaluate_folder,
     judge_pair,
     load_reports,
@@ -33,7 +32,6 @@ from mast3r.evaluation.baselines import mutual_ratio_matches
 from mast3r.evaluation.datasets import DepthTruth, evenly
 from mast3r.evaluation.quick import evaluate_real
 from mast3r.evaluation.report import summarise
-from mast3r.evaluation.scores import epipolar_distances_px
 from mast3r.model import AsymmetricMASt3R
 from mast3r.training import PRESETS
 from multiview.cameras import Camera
@@ -413,21 +411,6 @@ def test_rootsift_without_opencv(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ModuleNotFoundError, match="opencv-python-headless"):
         RootSift()(folder / "flat" / "a.png", folder / "flat" / "b.png")
-
-
-def test_estimators_take_what_ransac_gives_and_need_enough_matches():
-    points = visible_points(12)
-    xy0, xy1 = xy0_of(points), xy1_of(points)
-    R, t, inliers = estimators.estimate_pose(xy0[:6], xy1[:6], K, K, threshold_px=1.0)
-    assert inliers >= 5
-    assert R.shape == (3, 3)
-    assert t.shape == (3,)
-    F, inliers = estimators.estimate_fundamental(xy0, xy1, threshold_px=1.0)
-    assert inliers == 12
-    assert epipolar_distances_px(F, xy0, xy1).max() < 1
-    assert estimators.estimate_pose(xy0[:4], xy1[:4], K, K, threshold_px=1.0) is None
-    assert estimators.estimate_homography(xy0[:3], xy1[:3], threshold_px=1.0) is None
-    assert estimators.estimate_fundamental(xy0[:6], xy1[:6], threshold_px=1.0) is None
 
 
 def test_quick_evaluation_of_a_network(folder):

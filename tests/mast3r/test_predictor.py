@@ -6,7 +6,6 @@ import json
 import logging
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import mast3r
 from dust3r.checkpoint import CheckpointError, save_safetensors
@@ -30,6 +28,7 @@ from multiview.matches import Matches
 from multiview.pointmaps import Pointmap
 from multiview.poses import Pose
 from multiview.results import PairResult
+from tests.mast3r.stand_in_models import ColourModel, gradient
 
 
 @pytest.fixture(scope="module")
@@ -41,51 +40,6 @@ def tiny() -> AsymmetricMASt3R:
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     shape = (height, width) if channels == 1 else (height, width, channels)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def gradient(width: int, height: int) -> np.ndarray:
-    """Every pixel has a colour of its own: red grows to the right, green downwards."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([255 * x // (width - 1), 255 * y // (height - 1), np.full_like(x, 90)], -1).astype(np.uint8)
-
-
-class _ColourModel(nn.Module):
-    """A network whose descriptor of a pixel is its colour, and whose points lie on the plane z = 2."""
-
-    patch_size = 16
-
-    def __init__(self, focal: float = 100.0, side: int = 64):
-        super().__init__()
-        self.config = {"img_size": (side, side)}
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.focal = focal
-        self.encoded = 0
-
-    def _encode_image(self, image, true_shape):
-        self.encoded += len(image)
-        tokens = image.flatten(2).transpose(1, 2)
-        return tokens, torch.zeros(*tokens.shape[:2], 2, dtype=torch.long), None
-
-    def _decoder(self, f1, pos1, f2, pos2):
-        return [f1], [f2]
-
-    def _downstream_head(self, number, tokens, shape):
-        height, width = shape
-        colours = tokens[-1].reshape(-1, height, width, 3)
-        desc = nn.functional.normalize(torch.cat([colours[..., :2], torch.ones_like(colours[..., :1])], -1), dim=-1)
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        rays = torch.stack([(x - (width - 1) / 2) / self.focal, (y - (height - 1) / 2) / self.focal], -1)
-        points = 2 * torch.cat([rays, torch.ones(height, width, 1)], -1)
-        confidence = torch.ones(len(colours), height, width)
-        return {
-            "pts3d": points.expand(len(colours), -1, -1, -1),
-            "conf": 1 + confidence,
-            "desc": desc,
-            "desc_conf": 4 * confidence,
-        }
-
-
-ColourModel: Any = _ColourModel  # stands in for an AsymmetricMASt3R
 
 
 # --- pixels ---
@@ -118,7 +72,7 @@ def test_a_shifted_crop_matches_at_shifted_original_pixels():
 def test_each_image_is_encoded_once():
     for sizes in (((96, 96), (96, 96)), ((96, 96), (128, 96))):
         model = ColourModel()
-        mast3r.predict_pair(model, *(gradient(*size) for size in sizes))
+        mast3r.predict_pair(model, gradient(*sizes[0]), 255 - gradient(*sizes[1]))
         assert model.encoded == 2
 
 

@@ -1,0 +1,1 @@
+"""Losses and schedules of sparse alignment under their official names."""
