@@ -244,9 +244,8 @@ class AsymmetricCroCo3DStereo(CrossViewBackbone):
             Dict of maps: 'pts3d' (B, H, W, 3), 'conf' (B, H, W), and what the head adds.
         """
         head = getattr(self, f"downstream_head{head_num}")
-        dtype = next(head.parameters()).dtype
-        tokens = [token.to(dtype) for token in decout]
-        with _full_precision(tokens[-1].device.type):
+        tokens = head_tokens(head, decout)
+        with full_precision(tokens[-1].device.type):
             if isinstance(img_shape, tuple) and isinstance(img_shape[0], int | torch.SymInt):
                 return head(tokens, img_shape)
             if self.landscape_only:
@@ -287,7 +286,13 @@ def _true_shape(view: View) -> Tensor | np.ndarray:
     return torch.tensor([[height, width]]).expand(batch, -1)
 
 
-def _full_precision(device_type: str) -> Any:
+def head_tokens(head: nn.Module, decout: Sequence[Tensor]) -> list[Tensor]:
+    """A token list in the precision of a head's weights."""
+    dtype = next(head.parameters()).dtype
+    return [token.to(dtype) for token in decout]
+
+
+def full_precision(device_type: str) -> Any:
     """Context without autocast (only entered where autocast is on, so that exported graphs stay plain)."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)

@@ -6,18 +6,19 @@ Leroy et al., "Grounding Image Matching in 3D with MASt3R" (ECCV 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from croco.models.blocks import Mlp
+from croco.models.blocks import Mlp, spread_cells
 from croco.models.conv_stem import STRIDE, ResidualUnit, unfold
 from dust3r.heads import HeadOwner, owner_dpt
 from dust3r.heads.linear_head import tokens_to_pixels
-from dust3r.heads.postprocess import RangeMode, reg_dense_conf, reg_dense_depth
+from dust3r.heads.postprocess import RangeMode, channel_norm, reg_dense_conf
+from dust3r.heads.postprocess import postprocess as postprocess_points
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def reg_desc(desc: Tensor, mode: str) -> Tensor:
     """
     if mode != "norm":
         raise ValueError(f"desc_mode must be 'norm', got {mode!r}.")
-    return desc * desc.norm(dim=-1, keepdim=True).reciprocal()  # a product: half the cost of a quotient's gradient
+    return desc * channel_norm(desc).reciprocal()  # a product: half the cost of a quotient's gradient
 
 
 def postprocess(
@@ -83,20 +84,24 @@ def postprocess(
     Returns:
         'pts3d' (B, H, W, 3) and as asked 'conf' (B, H, W), 'desc' (B, H, W, d), 'desc_conf' (B, H, W).
     """
-    two_confs = bool(desc_dim) and two_confs and (desc_conf_mode or conf_mode) is not None
-    used = (3, int(conf_mode is not None), desc_dim or 0, int(two_confs))
-    maps = out.permute(0, 2, 3, 1)[..., : sum(used)]
-    points, conf, desc, desc_conf = maps.split(used, dim=-1)
-    result = {"pts3d": reg_dense_depth(points, depth_mode)}
-    if conf_mode is not None:
-        result["conf"] = reg_dense_conf(conf[..., 0], conf_mode)
-    if not desc_dim:
-        return result
-    result["desc"] = reg_desc(desc, desc_mode)
-    if two_confs:
-        result["desc_conf"] = reg_dense_conf(desc_conf[..., 0], desc_conf_mode or conf_mode)
-    elif conf_mode is not None:
-        result["desc_conf"] = result["conf"].clone()
+    split = 3 + (conf_mode is not None)
+    result = postprocess_points(out[:, :split], depth_mode, conf_mode)
+    if desc_dim:
+        options = DescriptorOptions(desc_mode, two_confs, desc_conf_mode or conf_mode)
+        result |= _descriptor_maps(out[:, split:], desc_dim, options, result.get("conf"))
+    return result
+
+
+def _descriptor_maps(
+    raw: Tensor, desc_dim: int, options: DescriptorOptions, point_confidence: Tensor | None
+) -> dict[str, Tensor]:
+    """'desc' and, if there is one, 'desc_conf' from raw (B, d or d + 1, H, W); see `postprocess`."""
+    desc, confidence = raw.permute(0, 2, 3, 1).tensor_split((desc_dim,), dim=-1)
+    result = {"desc": reg_desc(desc, options.desc_mode)}
+    if options.two_confs and options.desc_conf_mode is not None:
+        result["desc_conf"] = reg_dense_conf(confidence[..., 0], options.desc_conf_mode)
+    elif point_confidence is not None:
+        result["desc_conf"] = point_confidence.clone()
     return result
 
 
@@ -131,15 +136,18 @@ class DescriptorHead(nn.Module):
 
     def forward(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> dict[str, Tensor]:
         """Predict from the token list of the decoder; see `postprocess` for the result."""
-        return postprocess(
-            torch.cat((self.raw_points(decout, img_shape), self.raw_descriptors(decout, img_shape)), dim=1),
-            self.depth_mode,
-            self.conf_mode,
-            self.desc_dim,
-            self.descriptor.desc_mode,
-            self.descriptor.two_confs,
-            self.descriptor.desc_conf_mode,
-        )
+        result = postprocess_points(self.raw_points(decout, img_shape), self.depth_mode, self.conf_mode)
+        options = replace(self.descriptor, desc_conf_mode=self.descriptor.desc_conf_mode or self.conf_mode)
+        raw = self.raw_descriptors(decout, img_shape)
+        return result | _descriptor_maps(raw, self.desc_dim, options, result.get("conf"))
+
+    def describe(self, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """'desc' and 'desc_conf' alone, for matching: as `forward`, without the points if they have no part in it."""
+        if not self.descriptor.two_confs:
+            result = self(decout, img_shape)
+            return {key: result[key] for key in ("desc", "desc_conf") if key in result}
+        options = replace(self.descriptor, desc_conf_mode=self.descriptor.desc_conf_mode or self.conf_mode)
+        return _descriptor_maps(self.raw_descriptors(decout, img_shape), self.desc_dim, options, None)
 
 
 class CatMLPHead(DescriptorHead):
@@ -224,7 +232,8 @@ class CatConvLinearHead(DescriptorHead):
         context = self.context(torch.cat((tokens, decout[-1]), dim=-1))
         context, detail = (unfold(x, rows, columns, self.patch_size) for x in (context, detail))
         x = self.unit(context + self.detail(detail))
-        return F.pixel_shuffle(self.local(F.gelu(x)), STRIDE)
+        cells = self.local(F.gelu(x)).unflatten(1, (-1, STRIDE, STRIDE))  # (B, d or d + 1, 4, 4, H/4, W/4)
+        return spread_cells(cells.permute(0, 4, 5, 1, 2, 3))
 
     def offset_layers(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
         """See `DescriptorHead.offset_layers`."""

@@ -164,6 +164,7 @@ def match_reciprocal_batch(
     *,
     subsample: int = 8,
     dist: Distance = "dot",
+    both_ways: bool = False,
 ) -> list[ReciprocalMatches]:
     """`match_reciprocal` from a start grid for many pairs of maps.
 
@@ -175,6 +176,7 @@ def match_reciprocal_batch(
         maps1: B maps (H1, W1, D).
         subsample: spacing of the start grid in pixels.
         dist: "dot" or "l2".
+        both_ways: also start from the grid of the second map.
 
     Returns:
         One result per pair, in order.
@@ -184,7 +186,7 @@ def match_reciprocal_batch(
     results: list[ReciprocalMatches | None] = [None] * len(maps0)
     for pairs in _pairs_together(maps0, maps1):
         batch0, batch1 = (torch.stack([m[i] for i in pairs]) for m in (maps0, maps1))
-        for i, found in zip(pairs, _match_together(batch0, batch1, subsample, dist)):
+        for i, found in zip(pairs, _match_together(batch0, batch1, subsample, dist, both_ways)):
             results[i] = found
     return [r for r in results if r is not None]
 
@@ -197,15 +199,26 @@ def _pairs_together(maps0: Sequence[Tensor] | Tensor, maps1: Sequence[Tensor] | 
     return list(groups.values())
 
 
-def _match_together(maps0: Tensor, maps1: Tensor, subsample: int, dist: Distance) -> list[ReciprocalMatches]:
+def _match_together(
+    maps0: Tensor, maps1: Tensor, subsample: int, dist: Distance, both_ways: bool
+) -> list[ReciprocalMatches]:
     """Match B pairs of equal size at once: (B, H0, W0, D) and (B, H1, W1, D)."""
     n0, n1 = (m.shape[1] * m.shape[2] for m in (maps0, maps1))
-    grid = _start_pixels(maps0.shape[1:], subsample, maps0.device)
-    start = (torch.arange(len(maps0), device=grid.device)[:, None] * n0 + grid).flatten()
-    walk = ReciprocalSearch(maps0, maps1, dist=dist).follow(start)
-    index0, index1 = _unique_pairs(walk.here[walk.settled], walk.there[walk.settled])
+    search = ReciprocalSearch(maps0, maps1, dist=dist)
+    walk = search.follow(_start_grids(maps0, subsample))
+    here, there = walk.here[walk.settled], walk.there[walk.settled]
+    if both_ways:
+        back = search.reversed().follow(_start_grids(maps1, subsample))
+        here, there = (torch.cat(ends) for ends in ((here, back.there[back.settled]), (there, back.here[back.settled])))
+    index0, index1 = _unique_pairs(here, there)
     counts = torch.bincount(index0 // n0, minlength=len(maps0)).tolist()
     return [ReciprocalMatches(i0, i1) for i0, i1 in zip((index0 % n0).split(counts), (index1 % n1).split(counts))]
+
+
+def _start_grids(maps: Tensor, subsample: int) -> Tensor:
+    """Start pixels of a batch of maps (B, H, W, D), as flat indices over the batch."""
+    grid = _start_pixels(maps.shape[1:], subsample, maps.device)
+    return (torch.arange(len(maps), device=grid.device)[:, None] * (maps.shape[1] * maps.shape[2]) + grid).flatten()
 
 
 def _match(

@@ -6,14 +6,15 @@ Leroy et al., "Grounding Image Matching in 3D with MASt3R" (ECCV 2024).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dust3r.heads.postprocess import RangeMode, range_mode
-from dust3r.model import AsymmetricCroCo3DStereo
+from dust3r.model import AsymmetricCroCo3DStereo, full_precision, head_tokens
 from mast3r.catmlp_dpt_head import DescriptorOptions, mast3r_head_factory
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,22 @@ class AsymmetricMASt3R(AsymmetricCroCo3DStereo):
 
     def _make_head(self) -> nn.Module:
         return mast3r_head_factory(self.head_type, self.output_mode, self, has_conf=self.conf_mode is not None)
+
+    def _descriptors(self, head_num: int, decout: Sequence[Tensor], img_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """What matching needs of `_downstream_head`, without the points: a fifth of an official pair's work less.
+
+        Args:
+            head_num: 1 or 2.
+            decout: Token list of that image, as `_decoder` returns it.
+            img_shape: (height, width) of all images of the batch.
+
+        Returns:
+            'desc' (B, H, W, d) and 'desc_conf' (B, H, W).
+        """
+        head = getattr(self, f"downstream_head{head_num}")
+        tokens = head_tokens(head, decout)
+        with full_precision(tokens[-1].device.type):
+            return head.describe(tokens, img_shape)
 
 
 def load_model(model_path: str | Path, device: str | torch.device, verbose: bool = True) -> AsymmetricMASt3R:

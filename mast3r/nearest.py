@@ -44,7 +44,7 @@ MIN_GEMM_ROWS = 16
 MIN_QUERIES_TO_PRUNE = 256
 """Fewer queries than this do not pay for the tile bounds."""
 
-MAX_SURVIVORS = 0.2
+MAX_SURVIVORS = 0.33
 """Share of tiles left after pruning above which the dense engine is faster."""
 
 MIN_EASY_QUERIES = 0.25

@@ -55,16 +55,66 @@ def refine_matches(
     """
     if len(xy0) != len(xy1):
         raise ValueError(f"Both ends need the same number of points, got {len(xy0)} and {len(xy1)}.")
+    queries = desc0[xy0[:, 1], xy0[:, 0]]
+    return refine_positions(queries, desc1, xy1, radius=radius, method=method, temperature=temperature)
+
+
+def refine_positions(
+    queries: Tensor,
+    desc: Tensor,
+    xy: Tensor,
+    *,
+    radius: int = 1,
+    method: Method = "descriptor",
+    temperature: float = 0.01,
+) -> Tensor:
+    """Move pixels to where given descriptors fit best (see `refine_matches`).
+
+    Args:
+        queries: (N, D) descriptors that are looked for.
+        desc: (H, W, D) descriptors among which they are looked for.
+        xy: (N, 2) integer pixels (x, y) where they have been found.
+        radius: half side of the neighbourhood in pixels.
+        method: see the module.
+        temperature: of the soft argmax, in units of similarity.
+
+    Returns:
+        (N, 2) pixels of the descriptors' dtype.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
     if radius < 1 or method not in get_args(Method):
         raise ValueError(f"Need radius >= 1 and a method of {get_args(Method)}, got {radius} and {method!r}.")
     steps = [
-        _step(desc0[start[:, 1], start[:, 0]], neighbourhood(desc1, end, radius), method, temperature)
-        for start, end in zip(xy0.split(_MATCHES_AT_ONCE), xy1.split(_MATCHES_AT_ONCE))
+        _step(query, neighbourhood(desc, place, radius), method, temperature)
+        for query, place in zip(queries.split(_MATCHES_AT_ONCE), xy.split(_MATCHES_AT_ONCE))
     ]
     step = torch.cat(steps)
-    limit = torch.tensor([desc1.shape[1], desc1.shape[0]], device=xy1.device)
-    near_border = ((xy1 < radius) | (xy1 >= limit - radius)).any(1, keepdim=True)
-    return xy1.to(step.dtype) + torch.where(near_border, torch.zeros_like(step), step)
+    limit = torch.tensor([desc.shape[1], desc.shape[0]], device=xy.device)
+    near_border = ((xy < radius) | (xy >= limit - radius)).any(1, keepdim=True)
+    return xy.to(step.dtype) + torch.where(near_border, torch.zeros_like(step), step)
+
+
+def sample_map(values: Tensor, xy: Tensor) -> Tensor:
+    """Values between the pixels of a map, bilinear, edges repeated.
+
+    Args:
+        values: (H, W, D) map.
+        xy: (N, 2) pixels (x, y), integer at pixel centres.
+
+    Returns:
+        (N, D) values of the map's dtype.
+    """
+    H, W = values.shape[:2]
+    xy = xy.to(values.dtype)
+    x, y = xy[:, 0].clamp(0, W - 1), xy[:, 1].clamp(0, H - 1)
+    left, top = x.floor().long().clamp(max=max(0, W - 2)), y.floor().long().clamp(max=max(0, H - 2))
+    right, bottom = (left + 1).clamp(max=W - 1), (top + 1).clamp(max=H - 1)
+    u, v = (x - left)[:, None], (y - top)[:, None]
+    upper = torch.lerp(values[top, left], values[top, right], u)
+    lower = torch.lerp(values[bottom, left], values[bottom, right], u)
+    return torch.lerp(upper, lower, v)
 
 
 def _step(queries: Tensor, patches: Tensor, method: Method, temperature: float) -> Tensor:

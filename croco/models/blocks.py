@@ -253,6 +253,14 @@ class DecoderBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm3(x))), y
 
 
+def spread_cells(cells: Tensor) -> Tensor:
+    """Lay the pixels of the cells of a grid side by side: (B, h, w, c, p, p) -> (B, c, h p, w p).
+
+    `F.pixel_shuffle` does the same; one copy by strides is several times faster on a CPU.
+    """
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
 class PatchEmbed(nn.Module):
     """Cut images into patches and project each to a token; accepts only the configured image size.
 

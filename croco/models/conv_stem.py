@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from croco.models.blocks import spread_cells
+
 STRIDE = 4
 """Pixels per cell of the fine map, along each axis."""
 
@@ -70,8 +72,8 @@ def fold(fine: Tensor, patch_size: int) -> Tensor:
 
 def unfold(tokens: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
     """Inverse of `fold` for rows x columns patches."""
-    grid = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-    return F.pixel_shuffle(grid, patch_size // STRIDE)
+    side = patch_size // STRIDE
+    return spread_cells(tokens.unflatten(2, (-1, side, side)).unflatten(1, (rows, columns)))
 
 
 def append_detail(tokens: Tensor, detail: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from croco.models.blocks import spread_cells
 from dust3r.heads.postprocess import RangeMode, postprocess
 
 
@@ -22,7 +22,7 @@ def tokens_to_pixels(tokens: Tensor, image_size: tuple[int, int], patch_size: in
         (B, c, H, W).
     """
     rows, columns = image_size[0] // patch_size, image_size[1] // patch_size
-    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), patch_size)
+    return spread_cells(tokens.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (rows, columns)))
 
 
 class LinearPts3d(nn.Module):

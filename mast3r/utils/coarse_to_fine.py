@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix, vstack
 
 WINDOW_MULTIPLE = 16
 """Window sides are multiples of this, the patch size of the networks."""
@@ -59,24 +60,30 @@ class WindowPairs:
     Attributes:
         boxes0: (M, 4) int64 windows in image 0.
         boxes1: (M, 4) int64 their partners in image 1.
-        weights: (M, N) weight of each of the N coarse matches in each pair, in [0, 1].
+        scores: (M, N) sparse weight of each of the N coarse matches in each pair, in [0, 1]; a match lies in
+            few windows.
     """
 
     boxes0: np.ndarray
     boxes1: np.ndarray
-    weights: np.ndarray
+    scores: csr_matrix
 
     def __len__(self) -> int:
         return len(self.boxes0)
 
+    @property
+    def weights(self) -> np.ndarray:
+        """(M, N) the scores as a plain array."""
+        return self.scores.toarray()
+
     def swapped(self) -> WindowPairs:
         """The same pairs with the images exchanged."""
-        return WindowPairs(self.boxes1, self.boxes0, self.weights)
+        return WindowPairs(self.boxes1, self.boxes0, self.scores)
 
     def extended(self, other: WindowPairs) -> WindowPairs:
         """These pairs followed by others over the same matches."""
-        joined = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("boxes0", "boxes1", "weights"))
-        return WindowPairs(*joined)
+        boxes0, boxes1 = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("boxes0", "boxes1"))
+        return WindowPairs(boxes0, boxes1, csr_matrix(vstack([self.scores, other.scores])))
 
 
 def window_starts(total: int, window: int, overlap: float) -> np.ndarray:
@@ -196,15 +203,25 @@ def score_windows(
     Returns:
         The remaining windows as `boxes0`, their partners as `boxes1`, and the weights.
     """
-    within = np.array([inside(box, xy) for box in boxes], dtype=bool).reshape(len(boxes), len(xy))
-    enough = within.sum(1) >= min_matches
-    boxes, within = boxes[enough], within[enough]
-    partners = [partner_window(box, xy[m], xy_other[m]) for box, m in zip(boxes, within)]
+    members = list(_members(boxes, xy))
+    enough = np.array([len(m) >= min_matches for m in members], dtype=bool)
+    boxes, members = boxes[enough], [m for m, kept in zip(members, enough) if kept]
+    partners = [partner_window(box, xy[m], xy_other[m]) for box, m in zip(boxes, members)]
     others = normalise_windows(np.array(partners).reshape(-1, 4), shape_other, resolution_other)
-    weights = np.zeros(within.shape)
-    for weight, m, box, other in zip(weights, within, boxes, others):
-        weight[m] = centrality(box, xy[m]) * centrality(other, xy_other[m])
-    return WindowPairs(boxes, others, weights)
+    weights = [centrality(b, xy[m]) * centrality(o, xy_other[m]) for b, o, m in zip(boxes, others, members)]
+    starts = np.cumsum([0, *(len(m) for m in members)])
+    entries = (np.concatenate([*weights, []]), np.concatenate([*members, np.zeros(0, dtype=np.int64)]), starts)
+    return WindowPairs(boxes, others, csr_matrix(entries, shape=(len(boxes), len(xy))))
+
+
+def _members(boxes: np.ndarray, xy: np.ndarray) -> Iterator[np.ndarray]:
+    """Increasing positions of the points (N, 2) in each box (n, 4)."""
+    by_row = np.argsort(xy[:, 1], kind="stable")
+    rows = xy[by_row, 1]
+    for box in boxes:
+        first, last = np.searchsorted(rows, (box[1], box[3]))
+        near = np.sort(by_row[first:last])
+        yield near[inside(box, xy[near])]
 
 
 def greedy_selection(corres_weights: np.ndarray, target: float = 0.9) -> list[int]:
@@ -217,22 +234,44 @@ def greedy_selection(corres_weights: np.ndarray, target: float = 0.9) -> list[in
     Returns:
         Candidate indices in the order in which they were taken.
     """
-    left = np.array(corres_weights, dtype=np.float64)
-    if left.size == 0:
+    return _cover(csr_matrix(np.asarray(corres_weights, dtype=np.float64)), target)
+
+
+def _cover(scores: csr_matrix, target: float) -> list[int]:
+    """`greedy_selection` of sparse scores."""
+    if scores.nnz == 0:
         return []
-    wanted, covered, chosen = target * left.max(0).sum(), 0.0, []
-    sums = left.sum(1)
+    left = np.array(scores.data, dtype=np.float64)
+    row_start, column = scores.indptr.astype(np.int64), scores.indices
+    count, width = len(row_start) - 1, int(column.max()) + 1
+    row = np.repeat(np.arange(count), np.diff(row_start))
+    by_column = np.argsort(column, kind="stable")
+    column_start = np.searchsorted(column[by_column], np.arange(width + 1))
+    sums = np.bincount(row, left, count)
+    best_of_column = np.zeros(width)
+    np.maximum.at(best_of_column, column, left)
+    wanted, covered, chosen = target * best_of_column.sum(), 0.0, []
     while covered < wanted:
         best = int(sums.argmax())
         if sums[best] <= 0:
             break
         chosen.append(best)
         covered += sums[best]
-        columns = np.flatnonzero(left[best])
-        touched = np.flatnonzero(left[:, columns].any(1))  # few: windows see their own part of the image
-        left[np.ix_(touched, columns)] = np.maximum(0, left[np.ix_(touched, columns)] - left[best, columns])
-        sums[touched] = left[touched].sum(1)
+        span = slice(row_start[best], row_start[best + 1])
+        there = column[span]
+        sharers = column_start[there + 1] - column_start[there]
+        entries = by_column[_ranges(column_start[there], sharers)]
+        left[entries] = np.maximum(0, left[entries] - np.repeat(left[span], sharers))
+        touched = np.unique(row[entries])  # few: windows see their own part of the image
+        length = row_start[touched + 1] - row_start[touched]
+        sums[touched] = np.add.reduceat(left[_ranges(row_start[touched], length)], np.cumsum(length) - length)
     return chosen
+
+
+def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The numbers start[i], ..., start[i] + length[i] - 1 of all i, one after the other."""
+    end = np.cumsum(length)
+    return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - length), length)
 
 
 def select_window_pairs(
@@ -244,6 +283,7 @@ def select_window_pairs(
     *,
     resolution0: tuple[int, int] | None = None,
     resolution1: tuple[int, int] | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pairs of windows worth matching at full resolution.
 
@@ -255,6 +295,7 @@ def select_window_pairs(
         config: see `WindowConfig`.
         resolution0: (height, width) of windows in image 0; None keeps the longer side and makes them 4:3.
         resolution1: the same for image 1.
+        scale: factors on `config.size` for both images, for windows that are reduced before they are matched.
 
     Returns:
         (box in image 0, box in image 1) pairs, most useful first; none if no window has enough matches.
@@ -263,7 +304,8 @@ def select_window_pairs(
     xy0, xy1 = (np.asarray(xy, dtype=np.float64).reshape(-1, 2) for xy in (xy0, xy1))
     if len(xy0) != len(xy1):
         raise ValueError(f"Both sides need the same number of coarse matches, got {len(xy0)} and {len(xy1)}.")
-    grid0, grid1 = (window_grid(shape, config.size, config.overlap) for shape in (shape0, shape1))
+    sides = [round(config.size * factor) for factor in scale]
+    grid0, grid1 = (window_grid(shape, side, config.overlap) for shape, side in zip((shape0, shape1), sides))
     grid0, grid1 = (
         normalise_windows(grid0, shape0, resolution0),
         normalise_windows(grid1, shape1, resolution1),
@@ -271,7 +313,7 @@ def select_window_pairs(
     forward = score_windows(grid0, xy0, xy1, shape1, resolution1, config.min_matches)
     backward = score_windows(grid1, xy1, xy0, shape0, resolution0, config.min_matches)
     candidates = forward.extended(backward.swapped())
-    chosen = greedy_selection(candidates.weights, config.coverage)
+    chosen = _cover(candidates.scores, config.coverage)
     return [(candidates.boxes0[i], candidates.boxes1[i]) for i in chosen]
 
 
