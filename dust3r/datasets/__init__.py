@@ -15,16 +15,36 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from dust3r.datasets.arkitscenes import ARKitScenes
+from dust3r.datasets.base.base_stereo_view_dataset import BaseStereoViewDataset
+from dust3r.datasets.blendedmvs import BlendedMVS
+from dust3r.datasets.co3d import Co3d
 from dust3r.datasets.easy_dataset import CatDataset, EasyDataset, MulDataset, ResizedDataset
+from dust3r.datasets.habitat import Habitat
+from dust3r.datasets.megadepth import MegaDepth
+from dust3r.datasets.scannetpp import ScanNetpp
+from dust3r.datasets.staticthings3d import StaticThings3D
 from dust3r.datasets.utils.transforms import ColorJitter, ImgNorm
+from dust3r.datasets.waymo import Waymo
+from dust3r.datasets.wildrgbd import WildRGBD
 
 __all__ = [
+    "ARKitScenes",
+    "BaseStereoViewDataset",
+    "BlendedMVS",
     "CatDataset",
+    "Co3d",
     "ColorJitter",
     "EasyDataset",
+    "Habitat",
     "ImgNorm",
+    "MegaDepth",
     "MulDataset",
     "ResizedDataset",
+    "ScanNetpp",
+    "StaticThings3D",
+    "Waymo",
+    "WildRGBD",
     "get_data_loader",
 ]
 

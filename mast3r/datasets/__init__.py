@@ -11,6 +11,18 @@ from dust3r.datasets import (
     ResizedDataset,
     get_data_loader,
 )
+from mast3r.datasets.base.mast3r_base_stereo_view_dataset import MASt3RBaseStereoViewDataset
+from mast3r.datasets.prepared import (
+    ARKitScenes,
+    BlendedMVS,
+    Co3d,
+    Habitat,
+    MegaDepth,
+    ScanNetpp,
+    StaticThings3D,
+    Waymo,
+    WildRGBD,
+)
 from mast3r.datasets.utils.cropping import (
     crop_to_homography,
     extract_correspondences_from_pts3d,
@@ -18,12 +30,22 @@ from mast3r.datasets.utils.cropping import (
 )
 
 __all__ = [
+    "ARKitScenes",
+    "BlendedMVS",
     "CatDataset",
+    "Co3d",
     "ColorJitter",
     "EasyDataset",
+    "Habitat",
     "ImgNorm",
+    "MASt3RBaseStereoViewDataset",
+    "MegaDepth",
     "MulDataset",
     "ResizedDataset",
+    "ScanNetpp",
+    "StaticThings3D",
+    "Waymo",
+    "WildRGBD",
     "crop_to_homography",
     "extract_correspondences_from_pts3d",
     "gen_random_crops",

@@ -77,8 +77,8 @@ def gen_random_crops(
 ) -> np.ndarray:
     """Random crops with the aspect ratio of a target resolution.
 
-    The zoom is exp(U(0, log(1 + aug / S))) relative to the largest fitting crop, S being the shorter image
-    side; the position is uniform.
+    All have the same zoom, exp(U(0, log(1 + aug / S))) relative to the largest fitting crop, S being the shorter
+    image side; the position is uniform.
 
     Args:
         imsize: (W, H) of the image.
@@ -91,18 +91,26 @@ def gen_random_crops(
     Returns:
         (n_crops, 4) int (left, top, right, bottom).
     """
+    return np.round(random_boxes(imsize, n_crops, resolution, aug_crop, rng)).astype(int)
+
+
+def random_boxes(
+    imsize: tuple[int, int],
+    count: int,
+    resolution: tuple[int, int],
+    aug_crop: float | Literal["auto"],
+    rng: Any,
+) -> np.ndarray:
+    """`gen_random_crops` before rounding, (count, 4) float64."""
     shorter = min(imsize)
     if aug_crop == "auto":
         aug_crop = max(0.1 * shorter, shorter * (shorter - min(resolution)) / min(resolution))
     max_log_zoom = math.log(1 + float(aug_crop) / shorter)
-    image = np.asarray(imsize)
+    image = np.asarray(imsize, dtype=np.float64)
     largest = np.asarray(resolution) * np.min(image / np.asarray(resolution))
-    crops = []
-    for zoom, x, y in rng.random((n_crops, 3)):
-        size = np.round(largest / math.exp(zoom * max_log_zoom)).astype(int).clip(1, image)
-        corner = ((image - size) * (x, y)).astype(int)
-        crops.append(np.concatenate([corner, corner + size]))
-    return np.stack(crops) if crops else np.empty((0, 4), dtype=int)
+    size = largest / math.exp(float(rng.random()) * max_log_zoom)
+    corner = (image - size) * np.asarray(rng.random((count, 2)))
+    return np.concatenate([corner, corner + size], axis=1)
 
 
 def extract_correspondences_from_pts3d(
@@ -188,8 +196,13 @@ def _row_counts(target: int, nneg: float, n_matches: int, n_unmatched: int) -> t
 
 
 def _draw(candidates: np.ndarray, count: int, rng: RandomSource) -> np.ndarray:
-    """`count` random candidates, repetitions allowed."""
-    return candidates[(rng.random(count) * len(candidates)).astype(np.int64)]
+    """`count` random candidates, repeated only if there are fewer; what was drawn before is drawn again."""
+    allowed = min(count, len(candidates))
+    chosen = np.empty(0, dtype=np.int64)
+    while len(chosen) < allowed:
+        drawn = np.concatenate([chosen, (rng.random(allowed - len(chosen)) * len(candidates)).astype(np.int64)])
+        chosen = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+    return candidates[np.resize(chosen, count)] if count else candidates[:0]
 
 
 def _flat_to_xy(index: np.ndarray, view: Mapping[str, Any]) -> np.ndarray:

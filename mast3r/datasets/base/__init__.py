@@ -1,0 +1,1 @@
+"""Base class of data sets that train matching."""
