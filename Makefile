@@ -16,6 +16,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 # make demo                            opens the web page with a sample pair
 # make demo A=a.jpg B=b.jpg OUT=x.glb  writes the 3D scene, the match picture and a JSON summary
 demo: $(VENV)/.ready
@@ -24,6 +28,10 @@ ifdef A
 else
 	$(BIN)/python demo.py
 endif
+
+# make docs                            builds the documentation into docs/_build/html
+docs: $(VENV)/.ready-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest
@@ -34,4 +42,4 @@ check: $(VENV)/.ready-dev
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache build dist *.egg-info

@@ -12,7 +12,7 @@ import re
 import runpy
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import pytest
 import mast3r
 from croco.checkpoint import OFFICIAL_NAMES
 from mast3r import cli
+from mast3r.cloud_opt.config import SparseConfig
 from mast3r.loading import shipped_weights
 from mast3r.model import AsymmetricMASt3R
 
@@ -92,16 +93,23 @@ def desk(tmp_path, monkeypatch, scenes) -> Path:
     def from_pretrained(name, **options):
         return load(shipped_weights("small") if str(name).removeprefix("naver/") in OFFICIAL_NAMES else name, **options)
 
-    def reconstruct_once(model, images, **options):
+    def reconstruct_quickly(model, images, **options):
+        config = replace(options.pop("config", None) or mast3r.ReconstructConfig(), sparse=few_steps())
         if not isinstance(images, str) or options:
-            return reconstruct(model, images, **options)
+            return reconstruct(model, images, config=config, **options)
         if not scenes:
-            scenes["photos"] = reconstruct(model, images)
+            scenes["photos"] = reconstruct(model, images, config=config)
         return scenes["photos"]
 
     monkeypatch.setattr(AsymmetricMASt3R, "from_pretrained", staticmethod(from_pretrained))
-    monkeypatch.setattr(mast3r, "reconstruct", reconstruct_once)
+    monkeypatch.setattr(mast3r, "reconstruct", reconstruct_quickly)
     return tmp_path
+
+
+def few_steps() -> SparseConfig:
+    """The alignment of a scene, broken off early."""
+    usual = SparseConfig()
+    return replace(usual, coarse=replace(usual.coarse, niter=20), fine=replace(usual.fine, niter=20))
 
 
 def write_video(path: Path, photos: list[Path]) -> None:
