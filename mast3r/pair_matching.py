@@ -95,7 +95,7 @@ def _placed(seen0: Described, seen1: Described, found: ReciprocalMatches, config
     refined = xy1.float()
     if config.refinement is not None:
         refined = refine_matches(seen0.desc, seen1.desc, xy0, xy1, method=config.refinement)
-    key = index0 * seen1.confidence.numel() + index1
+    key = index0 * seen1.desc_confidence.numel() + index1
     return _Placed(key.cpu().numpy(), MapMatches(*(_array(v) for v in (xy0, refined, confidence))))
 
 

@@ -221,8 +221,8 @@ def align_sparse(
         masks=masks,
         device=device,
     )
-    session = _Session(list(merged), known, list(pairs), list(sizes), config, poor)
-    return session.run(on_step)
+    run = _AlignmentRun(list(merged), known, list(pairs), list(sizes), config, poor)
+    return run.solve(on_step)
 
 
 class _PoorPairs:
@@ -260,7 +260,7 @@ class _PoorPairs:
         return result
 
 
-class _Session:
+class _AlignmentRun:
     """One call of `align_sparse`, step by step."""
 
     def __init__(
@@ -285,7 +285,7 @@ class _Session:
         links = [(pair.i, pair.j) for pair in self.used if pair is not None]
         self.labels = components_of(len(sizes), links + [(f.i, f.j) for f in self.fallbacks])
 
-    def run(self, on_step: OnStage | None) -> SparseAlignment:
+    def solve(self, on_step: OnStage | None) -> SparseAlignment:
         """Solve every component and put the results together."""
         results: dict[int, ComponentResult] = {}
         members = [np.flatnonzero(self.labels == label).tolist() for label in np.unique(self.labels)]

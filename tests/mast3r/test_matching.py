@@ -16,7 +16,7 @@ from mast3r.predictor import predict_pairs
 from mast3r.subpixel import sample_map
 from mast3r.tiled_matching import MAX_STEP, pyramid_levels, pyramid_scales
 from mast3r.training import PRESETS
-from mast3r.two_view import TokenCache, decode, encode, model_input
+from mast3r.two_view import TokenCache, decode, describe, encode, model_input
 from multiview.images import Image, as_image
 from multiview.matches import Matches
 from tests.mast3r.stand_in_models import ColourModel, PatchModel, gradient, texture
@@ -314,6 +314,20 @@ def test_batches_keep_the_order_and_group_sizes(tiny):
         torch.testing.assert_close(first.points, alone.points, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="batch_size"):
         encode(tiny, inputs, batch_size=0)
+
+
+@pytest.mark.parametrize("two_confs", [True, False])
+def test_descriptors_alone_equal_those_with_points(two_confs):
+    torch.manual_seed(0)
+    model = AsymmetricMASt3R(**{**PRESETS["tiny"].model, "two_confs": two_confs}).eval()
+    inputs = [model_input(model, texture(w, 64, w)) for w in (64, 80)]
+    tokens, shapes, orders = encode(model, inputs), [x.shape for x in inputs], [(0, 1), (1, 0)]
+    everything, alone = (f(model, tokens, shapes, orders) for f in (decode, describe))
+    for both, only in zip(everything, alone):
+        for seen, described in zip(both, only):
+            torch.testing.assert_close(described.desc, seen.desc)
+            torch.testing.assert_close(described.desc_confidence, seen.desc_confidence)
+            assert described.shape == seen.shape == seen.points.shape[:2]
 
 
 def test_inputs_are_told_apart_by_content():

@@ -4,6 +4,7 @@ window.mast3r.Viewer = (() => {
   const FLIGHT = 0.9; // seconds
   const FRAME = 40; // milliseconds a picture may take while something moves
   const REST = 180; // milliseconds of rest until the whole picture is drawn
+  const COARSEST = 15; // largest step between the points drawn meanwhile
   const POINTS_IN_SOFTWARE = 25000; // what a processor draws about so fast, before it was measured
   const KEYS = {
     ArrowLeft: (orbit) => orbit.turn(-0.08, 0),
@@ -205,7 +206,7 @@ window.mast3r.Viewer = (() => {
     // An odd step that does not pick the same columns in every row.
     stepFor(wanted) {
       if (!(wanted > 1)) return 1;
-      let step = Math.ceil(wanted) | 1;
+      let step = Math.ceil(Math.min(wanted, COARSEST)) | 1;
       while (this.scene.maps.some((map) => map.width % step === 0)) step += 2;
       return step;
     }
