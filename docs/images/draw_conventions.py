@@ -25,7 +25,9 @@ def flat(points: np.ndarray) -> np.ndarray:
 def arrow(ax: Axes, start: np.ndarray, end: np.ndarray, color: str, *, curve: float = 0.0) -> None:
     """An arrow between two points of the drawing plane."""
     style = {"arrowstyle": "-|>,head_width=0.22,head_length=0.5", "color": color, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", end, start, arrowprops={**style, "connectionstyle": f"arc3,rad={curve}"})
+    ax.annotate(
+        "", (end[0], end[1]), (start[0], start[1]), arrowprops={**style, "connectionstyle": f"arc3,rad={curve}"}
+    )
 
 
 def draw_frame(
@@ -37,7 +39,9 @@ def draw_frame(
         end = flat((origin + length * axis)[None])[0]
         arrow(ax, start, end, color)
         place = end + 0.28 * (end - start) / np.linalg.norm(end - start)
-        ax.text(*place, label, color=color, ha="left" if color == RED else "center", va="center", fontsize=9)
+        ax.text(
+            place[0], place[1], label, color=color, ha="left" if color == RED else "center", va="center", fontsize=9
+        )
 
 
 def draw_camera(ax: Axes) -> None:
@@ -49,7 +53,8 @@ def draw_camera(ax: Axes) -> None:
     for corner in plane:
         ax.plot(*np.stack([flat(center[None])[0], corner]).T, color=PALE, lw=0.8)
     draw_frame(ax, center, R, (1.3, 1.3, 2.4), ("x right", "y down", "z forward"))
-    ax.text(*(flat(center[None])[0] + np.array((-0.30, 0.10))), "camera", color=INK, ha="right", fontsize=9)
+    start = flat(center[None])[0]
+    ax.text(start[0] - 0.30, start[1] + 0.10, "camera", color=INK, ha="right", fontsize=9)
     turn = np.radians(-15)
     world = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
     origin = np.array([0.0, 1.0, 0.0])

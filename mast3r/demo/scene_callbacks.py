@@ -157,9 +157,9 @@ class SceneCallbacks:
             for n, component in enumerate(result.components)
         ]
 
-    def facts(self, visit: SceneVisit) -> str:
+    def facts(self, visit: SceneVisit, photos: Photos) -> str:
         """The numbers, as HTML."""
-        return facts_html(scene_facts(visit.result))
+        return facts_html(scene_facts(visit.result, len(photos.names)))
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -178,12 +178,12 @@ def group_of(result: Reconstruction, component: int) -> list[ReconstructedImage]
     return [image for image in result.images if image.registered and image.component == component]
 
 
-def scene_facts(result: Reconstruction) -> list[Fact]:
-    """The numbers of a reconstruction."""
+def scene_facts(result: Reconstruction, num_photos: int) -> list[Fact]:
+    """The numbers of a reconstruction of so many uploads."""
     placed = [image for image in result.images if image.camera is not None]
     groups = len(result.components)
     facts = [
-        Fact("Photos placed", f"{len(placed)} of {len(result.images)}", f"in {groups} groups" if groups > 1 else ""),
+        Fact("Photos placed", f"{len(placed)} of {num_photos}", f"in {groups} groups" if groups > 1 else ""),
         Fact(
             "Points", f"{sum(_points(image) for image in placed):,}", f"{len(result.tracks):,} followed through photos"
         ),

@@ -132,10 +132,10 @@ def _connect_runs(w: _Widgets, act: SceneCallbacks, line: WorkLine, model: gr.Dr
         api_visibility="private",
     )
     event.success(None, js=reveal(RESULTS))
-    w.stop.click(
+    stopped = w.stop.click(None, cancels=[event])
+    stopped.then(  # not at once: an update of the run may still be on its way
         lambda: (done_html("Stopped."), gr.update(visible=False)),
         outputs=[w.status, w.stop],
-        cancels=[event],
         show_progress="hidden",
         api_visibility="private",
     )
@@ -169,6 +169,6 @@ def _shown(w: _Widgets, act: SceneCallbacks, visit: SceneVisit, photos: Photos) 
         w.notes: photos_html(act.notes(visit, photos, first), SCENE),
         w.scene: act.scene(visit, first),
         w.group: gr.update(choices=groups, value=first if groups else None, visible=len(groups) > 1),
-        w.facts: act.facts(visit),
+        w.facts: act.facts(visit, photos),
         **w.downloads.reset(),
     }

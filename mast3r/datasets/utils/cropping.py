@@ -91,7 +91,9 @@ def gen_random_crops(
     Returns:
         (n_crops, 4) int (left, top, right, bottom).
     """
-    return np.round(random_boxes(imsize, n_crops, resolution, aug_crop, rng)).astype(int)
+    boxes = random_boxes(imsize, n_crops, resolution, aug_crop, rng)
+    corner, size = np.floor(boxes[:, :2]), np.round(boxes[:, 2:] - boxes[:, :2])
+    return np.concatenate([corner, corner + size], axis=1).astype(int)
 
 
 def random_boxes(
