@@ -132,10 +132,10 @@ def _connect_runs(w: _Widgets, act: SceneCallbacks, line: WorkLine, model: gr.Dr
         api_visibility="private",
     )
     event.success(None, js=reveal(RESULTS))
-    stopped = w.stop.click(None, cancels=[event])
-    stopped.then(  # not at once: an update of the run may still be on its way
+    w.stop.click(
         lambda: (done_html("Stopped."), gr.update(visible=False)),
         outputs=[w.status, w.stop],
+        cancels=[event],
         show_progress="hidden",
         api_visibility="private",
     )

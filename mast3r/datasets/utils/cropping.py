@@ -92,7 +92,7 @@ def gen_random_crops(
         (n_crops, 4) int (left, top, right, bottom).
     """
     boxes = random_boxes(imsize, n_crops, resolution, aug_crop, rng)
-    corner, size = np.floor(boxes[:, :2]), np.round(boxes[:, 2:] - boxes[:, :2])
+    corner, size = np.floor(boxes[:, :2] + 1e-9), np.round(boxes[:, 2:] - boxes[:, :2])
     return np.concatenate([corner, corner + size], axis=1).astype(int)
 
 
