@@ -135,25 +135,34 @@ SMALL_CURRICULUM = (
     Stage(1.0, 224, 224, 6, overlap_start=(0.2, 0.9), overlap_end=(0.1, 0.9), difficulty=(0.8, 1.0), n_corres=2048),
 )
 
-PRESETS: dict[str, Preset] = {
-    "small-224": Preset(
-        model=small_model(),
-        criterion=small_criterion,
-        config=TrainConfig(
-            minutes=60,
-            lr=2e-3,
-            min_lr=1e-6,
-            warmup=0.02,
-            grad_clip=1.0,
-            ema_decay=0.995,
-            log_every=50,
-            eval_every=1000,
-            save_every=200,
-            best_metric="within_8px",
-            best_mode="max",
-            curriculum=SMALL_CURRICULUM,
-        ),
+LONGER_CURRICULUM = (
+    Stage(0.55, 112, 112, 16, overlap_start=(0.15, 0.9), overlap_end=(0.1, 0.9), difficulty=(0.8, 1.0), n_corres=512),
+    Stage(1.0, 224, 224, 6, overlap_start=(0.1, 0.9), overlap_end=(0.1, 0.9), difficulty=(1.0, 1.0), n_corres=1024),
+)
+
+SMALL = Preset(
+    model=small_model(),
+    criterion=small_criterion,
+    config=TrainConfig(
+        minutes=60,
+        lr=2e-3,
+        min_lr=1e-6,
+        warmup=0.02,
+        grad_clip=1.0,
+        ema_decay=0.995,
+        log_every=50,
+        eval_every=1000,
+        save_every=200,
+        best_metric="within_8px",
+        best_mode="max",
+        curriculum=SMALL_CURRICULUM,
     ),
+)
+
+PRESETS: dict[str, Preset] = {
+    "small-224": SMALL,
+    # goes on where small-224 ended, with `--init_from` its weights: the full difficulty from the first step
+    "small-224-longer": replace(SMALL, config=replace(SMALL.config, lr=1.5e-3, curriculum=LONGER_CURRICULUM)),
     "tiny": Preset(  # for trying things out and for tests: learns nothing useful, runs in seconds
         model=small_model(
             img_size=(64, 64),

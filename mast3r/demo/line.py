@@ -45,13 +45,28 @@ class Update:
 class _Job:
     """One visitor's place in the line."""
 
+    visitor: str | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     updates: queue.SimpleQueue[Update | None] = field(default_factory=queue.SimpleQueue)
 
     def on_step(self, share: float, text: str) -> None:
+        self.check()
+        self.updates.put(Update(text, share))
+
+    def check(self) -> None:
         if self.stopped.is_set():
             raise StoppedError("The run was stopped.")
-        self.updates.put(Update(text, share))
+
+    def news(self) -> Update | None:
+        """The latest update, None at the end; those before it are out of date.
+
+        Raises:
+            queue.Empty: If nothing new was told for a while.
+        """
+        update = self.updates.get(timeout=_LOOK_AGAIN)
+        while update is not None and not self.updates.empty():
+            update = self.updates.get()
+        return update
 
 
 class WorkLine:
@@ -67,11 +82,12 @@ class WorkLine:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="page-work")
 
-    def run(self, work: Callable[[OnStep], Result]) -> Generator[Update, None, Result]:
+    def run(self, work: Callable[[OnStep], Result], visitor: str | None = None) -> Generator[Update, None, Result]:
         """Wait for one's turn and compute; if the generator is closed, the computation stops at its next step.
 
         Args:
             work: The computation; it is given a function to tell its steps to.
+            visitor: Who asks for it, for `stop`.
 
         Yields:
             What to tell the visitor.
@@ -81,8 +97,9 @@ class WorkLine:
 
         Raises:
             BusyError: If the line is full.
+            StoppedError: If the visitor stopped it.
         """
-        job = self._join()
+        job = self._join(visitor)
         future = self._pool.submit(self._work, job, work)
         try:
             yield from self._updates(job)
@@ -92,11 +109,18 @@ class WorkLine:
             if future.cancel():
                 self._leave(job)
 
-    def _join(self) -> _Job:
+    def stop(self, visitor: str | None) -> None:
+        """End what `visitor` computes or waits for."""
+        with self._lock:
+            jobs = [job for job in self._jobs if job.visitor == visitor]
+        for job in jobs:
+            job.stopped.set()
+
+    def _join(self, visitor: str | None) -> _Job:
         with self._lock:
             if len(self._jobs) > self._length:
                 raise BusyError("Too many visitors are waiting at the moment; please try again in a few minutes.")
-            self._jobs.append(job := _Job())
+            self._jobs.append(job := _Job(visitor))
         return job
 
     def _leave(self, job: _Job) -> None:
@@ -109,8 +133,7 @@ class WorkLine:
 
     def _work(self, job: _Job, work: Callable[[OnStep], Result]) -> Result:
         try:
-            if job.stopped.is_set():
-                raise StoppedError("The run was stopped.")
+            job.check()
             return work(job.on_step)
         finally:
             self._leave(job)
@@ -119,11 +142,12 @@ class WorkLine:
     def _updates(self, job: _Job) -> Generator[Update, None, None]:
         told = 0
         while True:
+            job.check()
             if (ahead := self._ahead(job)) and ahead != told:
                 told = ahead
                 yield _waiting(ahead)
             try:
-                update = job.updates.get(timeout=_LOOK_AGAIN)
+                update = job.news()
             except queue.Empty:
                 continue
             if update is None:

@@ -11,7 +11,7 @@ import gradio as gr
 from mast3r.demo.components import click, reveal, scene_view
 from mast3r.demo.downloads import Downloads, connect_downloads, download_row
 from mast3r.demo.guard import sentence_of, told_in_one_sentence
-from mast3r.demo.line import WorkLine, follow
+from mast3r.demo.line import StoppedError, WorkLine, follow
 from mast3r.demo.markup import done_html, error_html, photos_html, status_html
 from mast3r.demo.options import PageOptions
 from mast3r.demo.scene_callbacks import MIXED, SEQUENCE, Photos, SceneCallbacks, SceneVisit
@@ -107,21 +107,26 @@ def _connect_photos(w: _Widgets, act: SceneCallbacks, options: PageOptions) -> N
 
 def _connect_runs(w: _Widgets, act: SceneCallbacks, line: WorkLine, model: gr.Dropdown) -> None:
     def run(
-        paths: list[str] | None, order: str, name: str, last: SceneVisit | None
+        paths: list[str] | None, order: str, name: str, last: SceneVisit | None, visitor: gr.Request
     ) -> Generator[dict[Any, Any], None, None]:
         """Reconstruct the scene and show it, telling the steps."""
         try:
             photos = act.look(paths)
             visit = yield from follow(
-                line.run(lambda on_step: act.reconstruct(photos, order, name, on_step)),
+                line.run(lambda on_step: act.reconstruct(photos, order, name, on_step), visitor.session_hash),
                 lambda update: {w.status: status_html(update), w.stop: gr.update(visible=True)},
             )
             yield {w.visit: visit, **_shown(w, act, visit, photos)}
             end_visit(last)
+        except StoppedError:
+            yield {w.status: done_html("Stopped."), w.stop: gr.update(visible=False)}
         except Exception as error:
             sentence = sentence_of(error)
             yield {w.status: error_html(sentence), w.stop: gr.update(visible=False)}
             raise gr.Error(sentence, visible=False, print_exception=False) from error
+
+    def stop(visitor: gr.Request) -> None:
+        line.stop(visitor.session_hash)
 
     event = w.run.click(
         run,
@@ -132,13 +137,7 @@ def _connect_runs(w: _Widgets, act: SceneCallbacks, line: WorkLine, model: gr.Dr
         api_visibility="private",
     )
     event.success(None, js=reveal(RESULTS))
-    w.stop.click(
-        lambda: (done_html("Stopped."), gr.update(visible=False)),
-        outputs=[w.status, w.stop],
-        cancels=[event],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    w.stop.click(stop, show_progress="hidden", api_visibility="private")
 
 
 def _connect_groups(w: _Widgets, act: SceneCallbacks) -> None:
