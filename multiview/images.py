@@ -32,6 +32,8 @@ MAX_PIXELS = 150_000_000
 """Images with more pixels are refused before they are decoded (memory, decompression bombs)."""
 
 _EXIF_ORIENTATION = 0x0112
+_EXIF_IFD, _EXIF_FOCAL_35MM = 0x8769, 0xA405
+_FOCAL_RANGE_MM = (5.0, 2000.0)
 _TRANSPOSES = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -74,6 +76,8 @@ class Image:
         pixels: (H, W, 3) uint8, RGB.
         path: File it was read from, if any.
         orientation: EXIF orientation tag (1..8) of the stored file; the turn has been applied to `pixels`.
+        focal_35mm: Focal length in millimetres of the camera on 35 mm film with the same diagonal field of view,
+            if the file's EXIF data tell it.
 
     Raises:
         ImageError: If `pixels` is no (H, W, 3) uint8 array, is too small or too large.
@@ -82,6 +86,7 @@ class Image:
     pixels: np.ndarray
     path: Path | None = None
     orientation: int = 1
+    focal_35mm: float | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
@@ -263,6 +268,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
             with PIL.Image.open(path) as pil:
                 _check_size(pil.width, pil.height, str(path))
                 pixels, orientation = _upright_rgb(pil, str(path))
+                focal = _focal_35mm(pil)
     except ImageError:
         raise
     except PIL.Image.DecompressionBombError:
@@ -271,7 +277,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
         raise ImageError(f"{path} is not an image in a format that Pillow can read.") from None
     except _DECODE_ERRORS as error:
         raise ImageError(f"{path} is damaged and cannot be decoded ({error}).") from error
-    return Image(pixels, path, orientation)
+    return Image(pixels, path, orientation, focal)
 
 
 def as_image(source: ImageSource) -> Image:
@@ -301,7 +307,7 @@ def as_image(source: ImageSource) -> Image:
             raise
         except _DECODE_ERRORS as error:
             raise ImageError(f"The PIL image cannot be decoded ({error}).") from error
-        return Image(pixels, None, orientation)
+        return Image(pixels, None, orientation, _focal_35mm(source))
     if isinstance(source, np.ndarray):
         return Image(_rgb_from_array(source))
     raise ImageError(
@@ -457,6 +463,16 @@ def _orientation(pil: PIL.Image.Image, name: str) -> int:
         logger.warning("%s has unreadable EXIF data (%s); taken as upright.", name, error)
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _focal_35mm(pil: PIL.Image.Image) -> float | None:
+    """EXIF focal length as on 35 mm film; None if it is missing, zero ("unknown") or absurd."""
+    try:
+        focal = float(pil.getexif().get_ifd(_EXIF_IFD).get(_EXIF_FOCAL_35MM, 0))
+    except _DECODE_ERRORS:
+        return None
+    low, high = _FOCAL_RANGE_MM
+    return focal if low <= focal <= high else None
 
 
 def _rgb_from_pil(pil: PIL.Image.Image, name: str) -> PIL.Image.Image:

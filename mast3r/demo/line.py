@@ -58,15 +58,18 @@ class _Job:
             raise StoppedError("The run was stopped.")
 
     def news(self) -> Update | None:
-        """The latest update, None at the end; those before it are out of date.
+        """The latest update, None after the last; those before it are out of date.
 
         Raises:
             queue.Empty: If nothing new was told for a while.
         """
-        update = self.updates.get(timeout=_LOOK_AGAIN)
-        while update is not None and not self.updates.empty():
-            update = self.updates.get()
-        return update
+        latest = self.updates.get(timeout=_LOOK_AGAIN)
+        while latest is not None and not self.updates.empty():
+            if (update := self.updates.get()) is None:
+                self.updates.put(None)
+                break
+            latest = update
+        return latest
 
 
 class WorkLine:
