@@ -25,6 +25,7 @@ from mast3r.two_view import Described, ModelInput, TokenCache, describe, model_i
 from mast3r.utils.coarse_to_fine import WindowConfig
 from multiview.images import Image, ImageSource, as_image
 from multiview.matches import Matches
+from multiview.photometric import checked_matches
 
 Resolution = Literal["coarse", "fine"]
 """At which resolution photos are matched: that of the network's input, or their own."""
@@ -99,6 +100,8 @@ def match(
         matches = _match_fine(model, job, inputs, seen, max_image_size)
     else:
         matches = _match_keypoints(job, inputs, seen) if job.has_keypoints else _match_pixels(job, inputs, seen)
+    if not job.has_keypoints:
+        matches = placed(matches, job.images, model, config).masked(*job.masks)
     return most_confident(matches, config)
 
 
@@ -224,6 +227,13 @@ def in_original_pixels(found: MapMatches, inputs: Sequence[ModelInput]) -> Match
         index0=found.index0,
         index1=found.index1,
     )
+
+
+def placed(matches: Matches, images: tuple[Image, Image], model: AsymmetricMASt3R, config: PairConfig) -> Matches:
+    """Dense matches placed and checked by the photos, if the configuration says so."""
+    if not config.photometric:
+        return matches
+    return checked_matches(matches, *images, device=next(model.parameters()).device)
 
 
 def most_confident(matches: Matches, config: PairConfig) -> Matches:

@@ -95,7 +95,11 @@ def _match_all(
     from multiview.images import read_image
 
     config = PairConfig(
-        subsample=args.subsample, max_matches=args.max_matches, image_size=args.image_size, crop=args.crop
+        subsample=args.subsample,
+        max_matches=args.max_matches,
+        image_size=args.image_size,
+        crop=args.crop,
+        photometric=args.photometric,
     )
     mask_a, mask_b = _mask(args.mask_a), _mask(args.mask_b)
     pairs, cache = _pairs(model, photos, args.scene_graph), TokenCache(model)

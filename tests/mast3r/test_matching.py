@@ -133,9 +133,10 @@ def test_the_tolerance_decides_what_survives(photos):
 
 
 def test_fine_matches_are_many_and_exact(photos):
-    coarse = mast3r.match(PatchModel(), *photos)
+    network_alone = PairConfig(photometric=False)
+    coarse = mast3r.match(PatchModel(), *photos, config=network_alone)
     model = PatchModel()
-    fine = mast3r.match(model, *photos, resolution="fine")
+    fine = mast3r.match(model, *photos, resolution="fine", config=network_alone)
     assert len(fine) > 5 * len(coarse)
     assert np.median(errors(fine)) < 0.1
     assert np.median(errors(fine)) < 0.2 * np.median(errors(coarse))
@@ -212,7 +213,7 @@ def test_network_tiles_match_like_whole_photos(tiny):
     tiles = NetworkTiles(tiny, PairConfig(subsample=4))
     first, second = tiles.encode([a, b])
     [found] = tiles.match([(first, second)])
-    expected = mast3r.match(tiny, a, b, subsample=4)
+    expected = mast3r.match(tiny, a, b, config=PairConfig(subsample=4, photometric=False))
     assert len(found.xy0) == len(expected) > 0
     order, other = (np.lexsort(np.rint(m.xy0).T) for m in (found, expected))
     np.testing.assert_allclose(found.xy1[order], expected.xy1[other], atol=1e-3)

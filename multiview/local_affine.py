@@ -1,0 +1,97 @@
+"""What the neighbours of a match say about it.
+
+Around a point of image 0 the matches of a static scene follow nearly one affine map. The map is fitted to the
+nearest matches with robust weights; matches that their neighbourhood does not support are mostly wrong, and the
+map tells how a patch around a match is deformed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_RIDGE = 1e-3  # pull towards a shift, in units of the neighbours' weights
+_SHRINK = 0.6  # of the robust scale, per round
+
+
+@dataclass(frozen=True)
+class NeighbourhoodConfig:
+    """How neighbourhoods are fitted.
+
+    Attributes:
+        neighbours: Matches looked at around each match.
+        first_scale: Robust scale of the first round, in `scale`s of the call.
+        last_scale: That of the last rounds.
+        agreement: Residual up to which a neighbour supports the fit, in `scale`s.
+        rounds: Rounds of reweighted least squares.
+    """
+
+    neighbours: int = 24
+    first_scale: float = 12.0
+    last_scale: float = 2.0
+    agreement: float = 3.0
+    rounds: int = 6
+
+
+@dataclass(frozen=True, eq=False)
+class LocalAffines:
+    """An affine map around each match.
+
+    Attributes:
+        A: (N, 2, 2) derivative of pixels of image 1 by pixels of image 0.
+        xy1: (N, 2) where the map of its neighbourhood sends the match's own end in image 0.
+        support: (N,) share of the neighbours, nearer ones counting more, that agree with the map, 0..1.
+    """
+
+    A: np.ndarray
+    xy1: np.ndarray
+    support: np.ndarray
+
+
+def local_affines(
+    xy0: np.ndarray, xy1: np.ndarray, *, scale: float = 1.0, config: NeighbourhoodConfig | None = None
+) -> LocalAffines:
+    """Fit an affine map to the neighbourhood of each match.
+
+    Args:
+        xy0: (N, 2) pixels in image 0.
+        xy1: (N, 2) pixels in image 1.
+        scale: Usual error of a right match in pixels of image 1.
+        config: How it is fitted.
+
+    Returns:
+        The maps. With fewer than three matches they are shifts without support.
+    """
+    from scipy.spatial import KDTree
+
+    config = config or NeighbourhoodConfig()
+    xy0, xy1 = np.asarray(xy0, dtype=np.float64), np.asarray(xy1, dtype=np.float64)
+    count = len(xy0)
+    if count < 3:
+        return LocalAffines(np.tile(np.eye(2), (count, 1, 1)), xy1.copy(), np.zeros(count))
+    distance, index = KDTree(xy0).query(xy0, k=min(config.neighbours, count - 1) + 1)
+    offset, target = xy0[index] - xy0[:, None], xy1[index]
+    reach = np.maximum(np.median(distance, axis=1), 1e-6)[:, None]
+    near = np.exp(-((distance / (1.5 * reach)) ** 2) / 2)
+    design = np.concatenate([np.ones_like(offset[..., :1]), offset / reach[..., None]], axis=-1)
+    fitted = np.median(target - offset, axis=1)[:, None] + offset
+    robust, fit = config.first_scale * scale, np.zeros((count, 3, 2))
+    for _ in range(config.rounds):
+        weight = near / (1 + ((target - fitted) ** 2).sum(-1) / robust**2)
+        fit = _weighted_fit(design, target, weight, reach)
+        fitted = design @ fit
+        robust = max(_SHRINK * robust, config.last_scale * scale)
+    agreeing = np.linalg.norm(target - fitted, axis=-1) < config.agreement * scale
+    near = near * (index != np.arange(count)[:, None])  # a match does not support itself
+    support = (near * agreeing).sum(1) / np.maximum(near.sum(1), 1e-12)
+    return LocalAffines(np.swapaxes(fit[:, 1:] / reach[..., None], 1, 2), fit[:, 0], support)
+
+
+def _weighted_fit(design: np.ndarray, target: np.ndarray, weight: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """(N, 3, 2) constant and linear terms by least squares, the linear ones drawn a little to the identity."""
+    weighted = design * weight[..., None]
+    ridge = _RIDGE * weight.sum(1)[:, None, None] * np.diag([1e-6, 1.0, 1.0])
+    identity = np.concatenate([np.zeros((1, 2)), np.eye(2)]) * reach[..., None]
+    normal = np.swapaxes(weighted, 1, 2) @ design + ridge
+    return np.linalg.solve(normal, np.swapaxes(weighted, 1, 2) @ target + ridge @ identity)

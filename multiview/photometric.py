@@ -1,0 +1,290 @@
+"""Matches placed to a fraction of a pixel of the photos themselves, and checked by what the photos show there.
+
+A network that sees photos at a fifth of their size places matches to a pixel of that size at best. Around each
+match the patch of image 0, deformed by the affine map of its neighbourhood (`multiview.local_affine`), is slid and
+bent over image 1 until both look alike: Gauss-Newton steps of the inverse compositional kind (Baker and Matthews,
+2004) on patches freed of brightness and contrast, from coarse to fine resolution. Patches that look alike in the
+end, near where the network put them, and where the neighbours agree, are right with few exceptions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multiview.images import Image
+from multiview.local_affine import local_affines
+from multiview.matches import Matches
+
+_AT_ONCE = 4096  # matches; bounds the memory of the patches
+_LUMA = (0.299, 0.587, 0.114)
+_DAMPING = (1e-4, 1e-4, 1e-2, 1e-2, 1e-2, 1e-2)  # of the steps (shift, bend), in units of the mean curvature
+_LARGEST_STEP = 2.0  # pixels of the level
+_LARGEST_BEND = 0.3
+_FLAT = 1e-3  # least contrast of a patch, in grey levels of 0..255
+
+
+@dataclass(frozen=True)
+class PhotometricConfig:
+    """How matches are placed and checked.
+
+    Attributes:
+        radius: Half side of a patch in pixels, at each level of resolution.
+        iterations: Steps at each level.
+        min_correlation: Least correlation of the patches of a checked match, -1..1.
+        max_move: Farthest that a match may move, in pixels of the network's input.
+        max_stray: Farthest that a match may lie from where its neighbours send it, in the same pixels.
+        min_support: Least share of neighbours that agree, see `LocalAffines.support`.
+        min_checked: With fewer checked matches than this all are kept: then it is the light that differs.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    radius: int = 6
+    iterations: int = 8
+    min_correlation: float = 0.7
+    max_move: float = 2.0
+    max_stray: float = 6.0
+    min_support: float = 0.2
+    min_checked: int = 50
+
+    def __post_init__(self) -> None:
+        if self.radius < 2 or self.iterations < 1 or self.min_checked < 0:
+            raise ValueError(
+                "radius must be at least 2, iterations at least 1 and min_checked not negative, got "
+                f"{self.radius}, {self.iterations} and {self.min_checked}."
+            )
+        if not self.max_move > 0 or not self.max_stray > 0:
+            raise ValueError(f"max_move and max_stray must be positive, got {self.max_move} and {self.max_stray}.")
+        if not -1 <= self.min_correlation <= 1 or not 0 <= self.min_support <= 1:
+            raise ValueError(
+                "min_correlation must be in -1..1 and min_support in 0..1, got "
+                f"{self.min_correlation} and {self.min_support}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedMatches:
+    """Matches after they were placed.
+
+    Attributes:
+        matches: All matches, in their order; the checked ones with their new `xy1`.
+        correlation: (N,) correlation of both patches in the end, -1..1.
+        support: (N,) share of neighbours that agree.
+        checked: (N,) bool: the patches look alike near the match's first place, and the neighbours agree.
+    """
+
+    matches: Matches
+    correlation: np.ndarray
+    support: np.ndarray
+    checked: np.ndarray
+
+
+def place_matches(
+    matches: Matches,
+    image0: Image,
+    image1: Image,
+    *,
+    config: PhotometricConfig | None = None,
+    device: torch.device | None = None,
+) -> PlacedMatches:
+    """Move the second ends of matches to where the photos look alike.
+
+    Args:
+        matches: Matches in pixels of the original photos.
+        image0: Photo 0.
+        image1: Photo 1.
+        config: How it is done.
+        device: Where it is computed; default the CPU.
+
+    Raises:
+        ValueError: If the photos have other sizes than the matches say.
+    """
+    config = config or PhotometricConfig()
+    for image, size, name in ((image0, matches.size0, "image0"), (image1, matches.size1, "image1")):
+        if image.size != size:
+            raise ValueError(f"{name} must have the size {size} that the matches are of, got {image.size}.")
+    pixel0, pixel1 = model_pixels(matches)
+    around = local_affines(matches.xy0, matches.xy1, scale=(pixel0 * pixel1) ** 0.5)
+    xy0, start, A = (torch.from_numpy(v).float().to(device) for v in (matches.xy0, matches.xy1, around.A))
+    first = max(0, round(math.log2(max(pixel0 / 2, 1e-3))))
+    shift = round(math.log2(pixel1 / pixel0))
+    pyramid0 = _pyramid(image0, first, device)
+    pyramid1 = _pyramid(image1, max(0, first + shift), device)
+    ends, correlations = [xy0[:0]], [xy0[:0, 0]]
+    for k in range(0, len(matches), _AT_ONCE):
+        rows = slice(k, k + _AT_ONCE)
+        end, correlation = _placed(pyramid0, pyramid1, shift, xy0[rows], start[rows], A[rows], config)
+        ends.append(end)
+        correlations.append(correlation)
+    end, correlation = (torch.cat(v).cpu().numpy().astype(np.float32) for v in (ends, correlations))
+    moved = np.linalg.norm(end - matches.xy1, axis=1)
+    inside = ((end > -0.5) & (end < np.subtract(image1.size, 0.5))).all(1)
+    alike = (correlation > config.min_correlation) & (moved < config.max_move * pixel1) & inside
+    placed = replace(matches, xy1=np.where(alike[:, None], end, matches.xy1))
+    stray = np.linalg.norm(around.xy1 - matches.xy1, axis=1)
+    agreed = (around.support > config.min_support) & (stray < config.max_stray * pixel1)
+    return PlacedMatches(placed, correlation, around.support, alike & agreed)
+
+
+def checked_matches(
+    matches: Matches,
+    image0: Image,
+    image1: Image,
+    *,
+    config: PhotometricConfig | None = None,
+    device: torch.device | None = None,
+) -> Matches:
+    """The checked ones of the placed matches; all placed ones if too few pass (arguments as `place_matches`)."""
+    config = config or PhotometricConfig()
+    placed = place_matches(matches, image0, image1, config=config, device=device)
+    return placed.matches.filter(placed.checked) if placed.checked.sum() >= config.min_checked else placed.matches
+
+
+def model_pixels(matches: Matches) -> tuple[float, float]:
+    """Sides of a pixel of the network's input in pixels of both photos, at least 1; 1 if no network saw them."""
+    sizes = ((matches.size0, matches.model_size0), (matches.size1, matches.model_size1))
+    sides = [1.0 if seen is None else max(1.0, min(size[0] / seen[0], size[1] / seen[1])) for size, seen in sizes]
+    return sides[0], sides[1]
+
+
+# --- pictures ---
+
+
+def _pyramid(image: Image, levels: int, device: torch.device | None) -> list[Tensor]:
+    """Grey pictures (H, W), each half as large as the one before."""
+    luma = torch.tensor(_LUMA, device=device)
+    picture = torch.from_numpy(np.ascontiguousarray(image.pixels)).to(device).float() @ luma
+    pyramid = [picture]
+    while len(pyramid) <= levels and min(pyramid[-1].shape) >= 2:
+        pyramid.append(F.avg_pool2d(pyramid[-1][None, None], 2)[0, 0])
+    return [_softened(picture) for picture in pyramid]
+
+
+def _softened(picture: Tensor) -> Tensor:
+    """Blurred by a little, so that gradients reach beyond single pixels."""
+    kernel = torch.tensor([0.1, 0.8, 0.1], device=picture.device)
+    padded = F.pad(picture[None, None], (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, 3)), kernel.view(1, 1, 3, 1))[0, 0]
+
+
+def _sample(picture: Tensor, xy: Tensor) -> Tensor:
+    """(N, P) bilinear values at (N, P, 2) pixels; outside the picture those of its border."""
+    size = torch.tensor([picture.shape[1], picture.shape[0]], device=xy.device)
+    grid = (2 * xy + 1) / size - 1
+    return F.grid_sample(picture[None, None], grid[None], align_corners=False, padding_mode="border")[0, 0]
+
+
+def _at_level(xy: Tensor, level: int) -> Tensor:
+    """Pixels of the photo as pixels of a picture 2^level times smaller."""
+    return (xy + 0.5) / 2**level - 0.5
+
+
+def _at_photo(xy: Tensor, level: int) -> Tensor:
+    return (xy + 0.5) * 2**level - 0.5
+
+
+# --- placing ---
+
+
+def _placed(
+    pyramid0: list[Tensor],
+    pyramid1: list[Tensor],
+    shift: int,
+    xy0: Tensor,
+    xy1: Tensor,
+    A: Tensor,
+    config: PhotometricConfig,
+) -> tuple[Tensor, Tensor]:
+    """New ends (N, 2) in image 1 and the correlation (N,) at the finest level."""
+    window = _Window.of(config.radius, xy0.device)
+    correlation = xy0.new_zeros(len(xy0))
+    for level0 in range(len(pyramid0) - 1, -1, -1):
+        level1 = min(max(0, level0 + shift), len(pyramid1) - 1)
+        stretch = 2.0 ** (level0 - level1)
+        patches = _Patches.cut(pyramid0[level0], _at_level(xy0, level0), window)
+        place, bend, correlation = patches.slid(
+            pyramid1[level1], _at_level(xy1, level1), stretch * A, config.iterations
+        )
+        xy1, A = _at_photo(place, level1), bend / stretch
+    return xy1, correlation
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Pixels of a patch around its centre, and their weights."""
+
+    offsets: Tensor  # (P, 2)
+    weights: Tensor  # (P,) summing to 1
+    radius: int
+
+    @classmethod
+    def of(cls, radius: int, device: torch.device) -> _Window:
+        offsets = _square(radius, device)
+        weights = torch.exp(-(offsets**2).sum(-1) / (2 * (0.6 * radius) ** 2))
+        return cls(offsets, weights / weights.sum(), radius)
+
+    def normalised(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, P) patches of zero mean and unit contrast, and their contrasts (N, 1)."""
+        centred = values - (values @ self.weights)[:, None]
+        contrast = (centred**2 @ self.weights).sqrt().clamp_min(_FLAT)[:, None]
+        return centred / contrast, contrast
+
+
+def _square(radius: int, device: torch.device) -> Tensor:
+    """((2 radius + 1)^2, 2) offsets (x, y), row by row."""
+    side = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Patches:
+    """Patches of image 0 at one level, and what their Gauss-Newton steps need."""
+
+    window: _Window
+    values: Tensor  # (N, P) normalised
+    steepest: Tensor  # (N, P, 6) derivative by (shift, bend)
+    solver: Tensor  # (N, 6, P): from the difference of patches to the step
+
+    @classmethod
+    def cut(cls, picture: Tensor, xy: Tensor, window: _Window) -> _Patches:
+        side = 2 * window.radius + 3
+        wide = _sample(picture, xy[:, None] + _square(window.radius + 1, xy.device)).view(-1, side, side)
+        values, contrast = window.normalised(wide[:, 1:-1, 1:-1].flatten(1))
+        dx, dy = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]) / 2, (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / 2
+        slope = torch.stack([dx.flatten(1), dy.flatten(1)], dim=-1) / contrast[..., None]
+        slope = slope - torch.einsum("npi,p->ni", slope, window.weights)[:, None]
+        bend = slope[..., :, None] * (window.offsets / window.radius)[:, None, :]
+        steepest = torch.cat([slope, bend.flatten(2)], dim=-1)
+        weighted = steepest * window.weights[:, None]
+        curvature = weighted.mT @ steepest
+        mean = curvature.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-9)[:, None, None]
+        damped = curvature + mean * torch.diag(torch.tensor(_DAMPING, device=xy.device))
+        return cls(window, values, steepest, torch.linalg.solve(damped, weighted.mT))
+
+    def slid(self, picture: Tensor, xy: Tensor, A: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Place (N, 2), bend (N, 2, 2) and correlation (N,) in image 1; the first ones where steps do not help."""
+        place, bend = xy, A
+        for _ in range(iterations):
+            step = (self.solver @ (self._seen(picture, place, bend) - self.values)[..., None])[..., 0]
+            change = (step[:, 2:].view(-1, 2, 2) / self.window.radius).clamp(-_LARGEST_BEND, _LARGEST_BEND)
+            bend = bend @ torch.linalg.inv(torch.eye(2, device=xy.device) + change)
+            place = place - (bend @ step[:, :2, None].clamp(-_LARGEST_STEP, _LARGEST_STEP))[..., 0]
+        before, after = (self._correlation(picture, *at) for at in ((xy, A), (place, bend)))
+        better = (after >= before) & place.isfinite().all(1)
+        place = torch.where(better[:, None], place, xy)
+        return place, torch.where(better[:, None, None], bend, A), torch.where(better, after, before)
+
+    def _seen(self, picture: Tensor, place: Tensor, bend: Tensor) -> Tensor:
+        """Normalised patches of image 1, deformed."""
+        return self.window.normalised(_sample(picture, place[:, None] + self.window.offsets @ bend.mT))[0]
+
+    def _correlation(self, picture: Tensor, place: Tensor, bend: Tensor) -> Tensor:
+        return (self._seen(picture, place, bend) * self.values) @ self.window.weights
