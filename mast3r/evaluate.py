@@ -12,7 +12,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mast3r.evaluation.baselines import RootSift
@@ -40,6 +39,18 @@ def get_args_parser(prog: str = "python -m mast3r.evaluate") -> argparse.Argumen
     parser.add_argument("--max_pairs", type=int, help="at most so many pairs of each scene, evenly spread")
     parser.add_argument("--max_matches", type=int, help="judge so many most confident matches of a pair")
     parser.add_argument("--subsample", type=int, default=8, help="spacing of the search for matches, model pixels")
+    parser.add_argument(
+        "--resolution", choices=["coarse", "fine"], default="coarse",
+        help="fine matches the photos window by window at full size, no depth and focal length (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--photometric", action=argparse.BooleanOptionalAction, default=True,
+        help="let the photos place and check the matches",
+    )  # fmt: skip
+    parser.add_argument(
+        "--refine", action=argparse.BooleanOptionalAction, default=True,
+        help="let matches correct focal lengths and depth",
+    )  # fmt: skip
     parser.add_argument("--matches_only", action="store_true", help="no depth and focal length: half the time")
     parser.add_argument("--pose_px", type=float, default=1.0, help="RANSAC threshold of poses, stored pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of RANSAC")
@@ -114,8 +125,9 @@ def _network(args: argparse.Namespace) -> PairMatcher:
     from mast3r.predictor import PairConfig
 
     model = load(args.weights, device=resolve_device(args.device))
-    config = replace(PairConfig(), subsample=args.subsample)
-    return NetworkMatcher(model, card_of(model).name, config, pointmaps=not args.matches_only)
+    config = PairConfig(subsample=args.subsample, photometric=args.photometric, refine_geometry=args.refine)
+    name = card_of(model).name + ("-fine" if args.resolution == "fine" else "")
+    return NetworkMatcher(model, name, config, pointmaps=not args.matches_only, resolution=args.resolution)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ class PairConfig:
         border_px: Drop matches nearer than this to a border of the model's input, where context is missing.
         subpixel: Place matches between the model's pixels: True for the default way, the name of another one
             (see `mast3r.subpixel`), or False to keep whole pixels.
+        photometric: Let the photos themselves place dense matches to a fraction of their pixels and drop those that
+            look unlike at both ends (see `multiview.photometric`). False gives what the network says.
         keypoint_tolerance_px: A given keypoint is matched if its match leads back to less than this distance
             from it, in model pixels.
         image_size: Size of the model's input; None takes the size it was trained at.
@@ -28,6 +30,9 @@ class PairConfig:
         ransac_px: Largest epipolar distance of a match that agrees with the pose, in model pixels.
         seed: Seed of the pose estimation.
         batch_size: Images, orders of a pair or tiles in one call of the network.
+        refine_geometry: Let the matches correct focal lengths, pose and pointmaps (see `mast3r.pair_refinement`);
+            needs matches that mostly agree with one pose and do not lie on a plane. False gives the network's own
+            pointmaps, and the focal lengths that fit these. `match` does not look at it.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -38,12 +43,14 @@ class PairConfig:
     min_confidence_percentile: float = 0.0
     border_px: int = 3
     subpixel: bool | Method = True
+    photometric: bool = True
     keypoint_tolerance_px: float = 5.0
     image_size: int | None = None
     crop: bool | None = None
     ransac_px: float = 1.5
     seed: int = 0
     batch_size: int = 8
+    refine_geometry: bool = True
 
     def __post_init__(self) -> None:
         if self.subsample < 1:

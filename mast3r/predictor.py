@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mast3r.focal_priors import focal_prior
 from mast3r.loading import card_of, load
-from mast3r.matching import in_original_pixels, match, most_confident, token_cache
+from mast3r.matching import in_original_pixels, match, most_confident, placed, token_cache
 from mast3r.model import AsymmetricMASt3R
 from mast3r.pair_config import PairConfig
 from mast3r.pair_geometry import PairPose, SeenMap, estimate_camera, estimate_pose
 from mast3r.pair_matching import match_pairs
+from mast3r.pair_refinement import ViewEvidence, refine_pair
 from mast3r.two_view import ModelInput, Seen, TokenCache, decode, fit_whole_image, model_input
 from multiview.cameras import Camera
 from multiview.images import Image, ImageSource, as_image
@@ -54,7 +56,9 @@ def predict_pair(
 ) -> PairResult:
     """3D points, matches and cameras of two photos.
 
-    Each photo is encoded once; the pair is decoded in both orders, and matches of both orders are joined.
+    Each photo is encoded once; the pair is decoded in both orders, and matches of both orders are joined. Where
+    the matches allow it they correct focal lengths, pose and the depth of the pointmaps, with the EXIF focal
+    lengths of the photos as a guide (`PairConfig.refine_geometry`).
 
     Args:
         model: What `mast3r.load` returned.
@@ -200,6 +204,7 @@ def _predict_together(
     with clock.step("match"):
         ends = [(inputs[i], inputs[j]) for i, j in pairs]
         found = [in_original_pixels(m, x) for m, x in zip(match_pairs(both, config), ends)]
+        found = [placed(m, (photos[i].image, photos[j].image), model, config) for (i, j), m in zip(pairs, found)]
         matches = [most_confident(m, config) for m in found]
     with clock.step("pose"):
         posed = [_posed((photos[i], photos[j]), o, m, config) for (i, j), o, m in zip(pairs, both, matches)]
@@ -238,15 +243,27 @@ def _posed(
     matches: Matches,
     config: PairConfig,
 ) -> _Posed:
-    """Both cameras, estimated where not given, and the pose of camera 1."""
+    """Both cameras, estimated where not given, the pose of camera 1, and the maps, refined if that is wanted."""
     maps = (orders[0][0].pointmap("camera 0"), orders[0][1].pointmap("camera 0"))
     own1 = orders[1][0].pointmap("camera 1")
     transforms = [photo.input.transform for photo in photos]
     own = (SeenMap(maps[0], transforms[0]), SeenMap(own1, transforms[1]))
-    camera0, camera1 = (photo.camera or estimate_camera(seen) for photo, seen in zip(photos, own))
+    if config.refine_geometry:
+        view0, view1 = (_evidence(photo, seen) for photo, seen in zip(photos, own))
+        refined = refine_pair(matches, (view0, view1), threshold_px=config.ransac_px, seed=config.seed)
+        if refined is not None:
+            return _Posed(refined.maps, refined.own1, refined.cameras, refined.pose)
+        cameras = view0.prior.camera, view1.prior.camera
+    else:
+        camera0, camera1 = (photo.camera or estimate_camera(seen) for photo, seen in zip(photos, own))
+        cameras = camera0, camera1
     other = SeenMap(maps[1], transforms[1])
-    pose = estimate_pose(matches, (camera0, camera1), own, other, threshold_px=config.ransac_px, seed=config.seed)
-    return _Posed(maps, own1, (camera0, camera1), pose)
+    pose = estimate_pose(matches, cameras, own, other, threshold_px=config.ransac_px, seed=config.seed)
+    return _Posed(maps, own1, cameras, pose)
+
+
+def _evidence(photo: _Photo, own: SeenMap) -> ViewEvidence:
+    return ViewEvidence(own, focal_prior(photo.image, own, photo.camera), photo.input.pixels)
 
 
 class _Clock:

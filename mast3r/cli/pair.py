@@ -48,6 +48,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         image_size=args.image_size,
         crop=args.crop,
         seed=args.seed,
+        photometric=args.photometric,
+        refine_geometry=args.refine,
     )
     with progress_bar(args) as show:
         result = predict_pair(model, *images, K0=intrinsics[0], K1=intrinsics[1], config=config, on_step=show)
@@ -77,6 +79,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--K0", metavar="FX,FY,CX,CY", help="known intrinsics of the first photo, in its pixels")
     parser.add_argument("--K1", metavar="FX,FY,CX,CY", help="the same of the second")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pose estimation")
+    parser.add_argument(
+        "--refine", action=argparse.BooleanOptionalAction, default=True,
+        help="let matches correct focal lengths, pose and depth, or take the network's",
+    )  # fmt: skip
     add_model_options(parser)
     add_frame_options(parser, count=2)
     return parser
@@ -97,6 +103,10 @@ def add_matching_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--crop", action=argparse.BooleanOptionalAction, default=None,
         help="resize and crop as the official code does, or keep whole photos",
+    )  # fmt: skip
+    parser.add_argument(
+        "--photometric", action=argparse.BooleanOptionalAction, default=True,
+        help="let the photos place and check the matches, or take the network's",
     )  # fmt: skip
 
 

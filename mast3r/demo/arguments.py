@@ -34,6 +34,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--subsample", type=int, default=8, help="grid spacing of the match search in pixels")
     group.add_argument("--seed", type=int, default=0, help="seed of the pose estimation")
     group.add_argument(
+        "--photometric", action=argparse.BooleanOptionalAction, default=True,
+        help="let the photos place and check the matches, or take the network's",
+    )  # fmt: skip
+    group.add_argument(
+        "--refine", action=argparse.BooleanOptionalAction, default=True,
+        help="let matches correct focal lengths, pose and depth, or take the network's",
+    )  # fmt: skip
+    group.add_argument(
         "--crop", action=argparse.BooleanOptionalAction, default=None,
         help="resize and crop as the official code does, or keep whole photos",
     )  # fmt: skip

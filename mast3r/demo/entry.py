@@ -104,6 +104,8 @@ def _run_photos(args: argparse.Namespace) -> None:
         image_size=args.image_size,
         crop=args.crop,
         seed=args.seed,
+        photometric=args.photometric,
+        refine_geometry=args.refine,
     )
     written = run_headless(
         lambda: _load(args), args.photos[0], args.photos[1], args.out,
