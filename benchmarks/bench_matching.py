@@ -1,18 +1,18 @@
-"""Reciprocal matching against its yardsticks, in one process.
+"""Reciprocal matching against its yardsticks, side by side in one process.
 
-    python benchmarks/bench_matching.py
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/bench_matching.py --clock cpu --network none
-    python benchmarks/bench_matching.py --fields photos --photos a.jpg b.jpg --weights small --sizes 512x384
+    python benchmarks/bench_matching.py                        # a few minutes; --full for the rest
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/bench_matching.py --clock cpu
+    python benchmarks/bench_matching.py --fields photos --photos a.jpg b.jpg --sizes 512x384 --pairs 1
 
 For every size, number of pairs and kind of descriptor field the table shows the time of
 `match_reciprocal_batch` per pair, and as ratios: how many times faster than the plain reference (blocks of
 8192 x 8192, maxima in both directions), how many times the pure matrix products of the comparisons that were
-asked for (dense, the physical limit of any method that computes them all; below 1 where pruning avoids them),
-and which share of the network's forward. Whether the matches are identical to the reference's is printed,
-too. Ratios are what travels between machines.
+asked for (in float32, all of them; below 1 where pruning or half precision saves some of it), and how many times
+the network's forward. Whether the matches are identical to the reference's is printed, too. Ratios are what
+travels between machines. It runs on a GPU where there is one, unless `--device cpu` says otherwise.
 
-Kinds of fields: "moved" (the same smooth scene, shifted and disturbed), "unrelated" (two smooth scenes), "white"
-(noise: nothing can be left out) and "photos" (the descriptors that a network computes for two photos).
+Kinds of fields: "photos" (the descriptors that a network computes for two photos), "moved" (the same smooth
+scene, shifted and disturbed), "unrelated" (two smooth scenes) and "white" (noise: nothing can be left out).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,15 +168,19 @@ def _products(queries: Tensor, points: Tensor, rows: int, columns: int) -> None:
             torch.mm(q, p.t(), out=buffer[: len(q) * len(p)].view(len(q), len(p)))
 
 
-def network_seconds(width: int, height: int, device: torch.device) -> float:
-    """One forward of the official ViT-Large architecture with random weights, on one pair."""
+def network_seconds(name: str, width: int, height: int, device: torch.device) -> float:
+    """One forward on one pair, of the official ViT-Large architecture with random weights or of given weights."""
+    import mast3r
     from mast3r.model import AsymmetricMASt3R
 
-    model = AsymmetricMASt3R(**OFFICIAL).eval().to(device)  # pyright: ignore[reportArgumentType]
+    if name == "large":
+        model = AsymmetricMASt3R(**OFFICIAL).eval().to(device)  # pyright: ignore[reportArgumentType]
+    else:
+        model = mast3r.load(name, device=device)
     image = torch.zeros(1, 3, height, width, device=device)
     view = {"img": image, "true_shape": torch.tensor([[height, width]]), "idx": [0], "instance": ["0"]}
     with torch.inference_mode():
-        return seconds(lambda: model(view, dict(view, instance=["1"])), device, 1)
+        return seconds(lambda: model(view, dict(view, instance=["1"])), device, 1 if name == "large" else 3)
 
 
 def bench(kind: str, width: int, height: int, arguments: argparse.Namespace, network: float | None) -> None:
@@ -203,17 +208,33 @@ def bench(kind: str, width: int, height: int, arguments: argparse.Namespace, net
         )
 
 
-def main() -> None:
+QUICK: dict[str, Any] = {
+    "sizes": ["224x224", "512x384"],
+    "pairs": [1, 8],
+    "fields": ["photos", "moved", "white"],
+    "network": "small",
+}
+FULL: dict[str, Any] = {
+    "sizes": ["224x224", "512x384", "1024x768"],
+    "pairs": [1, 8, 32],
+    "fields": ["photos", "moved", "unrelated", "white"],
+    "network": "large",
+}
+
+
+def parse() -> argparse.Namespace:
+    """The options, those not given filled in from `QUICK` or `FULL`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["224x224", "512x384", "1024x768"], help="WxH of the maps")
-    parser.add_argument("--pairs", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--fields", nargs="+", default=["moved", "unrelated", "white", "photos"])
+    parser.add_argument("--full", action="store_true", help=f"defaults {FULL} instead of {QUICK}")
+    parser.add_argument("--sizes", nargs="+", help="WxH of the maps")
+    parser.add_argument("--pairs", nargs="+", type=int)
+    parser.add_argument("--fields", nargs="+")
+    parser.add_argument("--network", help="also time a forward: none, large, or what mast3r.load takes")
     parser.add_argument("--weights", default="small", help="network of the photos' descriptors")
     parser.add_argument("--photos", nargs=2, default=PHOTOS, help="the two photos")
     parser.add_argument("--subsample", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--distinct", type=int, default=4, help="different pairs of maps kept in memory")
-    parser.add_argument("--network", choices=["large", "none"], default="large", help="also time a forward")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--reference-starts",
@@ -228,6 +249,14 @@ def main() -> None:
         help="cpu: for one thread on a machine that is busy",
     )
     arguments = parser.parse_args()
+    for name, value in (FULL if arguments.full else QUICK).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
     if arguments.clock == "cpu":
         CLOCK[0] = time.process_time
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}, torch {torch.__version__}")
@@ -236,8 +265,8 @@ def main() -> None:
         width, height = (int(side) for side in size.split("x"))
         network = None
         if arguments.network != "none":
-            network = network_seconds(width, height, torch.device(arguments.device))
-            print(f"{size}: forward of the network {network * 1e3:.0f} ms for a pair")
+            network = network_seconds(arguments.network, width, height, torch.device(arguments.device))
+            print(f"{size}: forward of the network ({arguments.network}) {network * 1e3:.0f} ms for a pair")
         for kind in arguments.fields:
             bench(kind, width, height, arguments, network)
 

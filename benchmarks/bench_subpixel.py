@@ -73,8 +73,8 @@ def rendered_cases(model: AsymmetricMASt3R, arguments: argparse.Namespace) -> It
         target, visible = true_targets(*views)
         target[~visible] = torch.nan
         poses = [view["camera_pose"][0].double().numpy() for view in views]
-        Ks = [view["camera_intrinsics"][0].double().numpy() for view in views]
-        yield Case(see(model, inputs), target[0], fundamental(*Ks, np.linalg.inv(poses[1]) @ poses[0]))
+        K0, K1 = (view["camera_intrinsics"][0].double().numpy() for view in views)
+        yield Case(see(model, inputs), target[0], fundamental(K0, K1, np.linalg.inv(poses[1]) @ poses[0]))
 
 
 def photo_cases(model: AsymmetricMASt3R, arguments: argparse.Namespace) -> Iterator[Case]:
@@ -100,8 +100,8 @@ def photo_fundamental(pair: EvaluationPair, inputs: list[ModelInput]) -> Tensor:
     """In pixels of the network's input; photos with an EXIF turn are not expected here."""
     if pair.K0 is None or pair.K1 is None or pair.T_0to1 is None:
         raise ValueError(f"{pair.name0} and {pair.name1} have no known pose.")
-    Ks = [x.transform.matrix @ K for x, K in zip(inputs, (pair.K0, pair.K1))]
-    return fundamental(*Ks, pair.T_0to1)
+    K0, K1 = (x.transform.matrix @ K for x, K in zip(inputs, (pair.K0, pair.K1)))
+    return fundamental(K0, K1, pair.T_0to1)
 
 
 def line_distance(F: Tensor, xy0: Tensor, xy1: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def report(title: str, cases: Iterator[Case], arguments: argparse.Namespace) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="small", help="what mast3r.load takes")
-    parser.add_argument("--pairs", type=int, default=16, help="rendered pairs")
+    parser.add_argument("--pairs", type=int, default=16, help="rendered pairs; 0 for photos only")
     parser.add_argument("--size", type=int, default=224, help="side of rendered images, in pixels")
     parser.add_argument("--overlap", type=float, nargs=2, default=(0.5, 0.9))
     parser.add_argument("--seed", type=int, default=900_000)
@@ -173,7 +173,8 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.weights}")
     model = mast3r.load(arguments.weights)
-    report("rendered pairs", rendered_cases(model, arguments), arguments)
+    if arguments.pairs:
+        report("rendered pairs", rendered_cases(model, arguments), arguments)
     if arguments.data:
         report("photos", photo_cases(model, arguments), arguments)
 

@@ -1,7 +1,7 @@
 """Exact nearest neighbours between descriptor maps, at the speed of the matrix product.
 
 The question is always the same: for some query descriptors, which pixel of a map is the best match? The
-answer is exact, with ties going to the lowest pixel index. Three engines give it:
+answer is exact, with ties going to the lowest pixel index. Four engines give it:
 
 * dense: blocks of the product that stay in cache, each reduced to one maximum per query and run of pixels as
   soon as it is written. Only the run that won is looked at again to find the pixel. No similarity matrix, one
@@ -9,7 +9,8 @@ answer is exact, with ties going to the lowest pixel index. Three engines give i
 * pruned (CPU): descriptor maps are smooth, so an affine model of every 8x8 tile plus the norm of what it
   leaves unexplained bounds the best score inside the tile. Tiles that cannot win are never multiplied. When
   the bounds do not help (white noise) the dense engine takes over.
-
+* screened (CPUs that multiply bfloat16 natively, float32 maps): the dense engine in half precision names the runs
+  that can hold the best match, given the largest rounding error; those are multiplied again in full precision.
 * k-d tree (CPU, "l2", up to 4 channels): points in space. Queries with more than one nearest point go to the
   dense engine, which knows which of them comes first.
 
@@ -47,6 +48,12 @@ MIN_QUERIES_TO_PRUNE = 256
 MAX_SURVIVORS = 0.33
 """Share of tiles left after pruning above which the dense engine is faster."""
 
+MAX_SURVIVORS_SCREENED = 0.1
+"""The same where the screened engine stands in for the dense one."""
+
+MIN_QUERIES_TO_SCREEN = 64
+"""Fewer queries than this do not pay for rounding the map."""
+
 MIN_EASY_QUERIES = 0.25
 """Share of queries whose tiles are mostly excluded below which bounding is not worth its time."""
 
@@ -57,6 +64,8 @@ MAX_TREE_CHANNELS = 4
 """Up to here a k-d tree beats products."""
 
 _CPU_BLOCK = 3 << 18  # scores of one dense block on a CPU: 3 MB, shared by the cores' second-level caches
+_SCREEN_ROWS = 1536  # queries screened at once: blocks of two runs each
+_SCORE_ROUNDING = 2.0**-8 + 2.0**-16  # of a bfloat16 score, and of its sum in float32
 _DEVICE_BLOCK = 1 << 26  # the same on an accelerator: 256 MB, few launches
 _BOUND_BLOCK = 1 << 23  # query x tile bounds held at once: 32 MB
 _MODEL_TILES = 128  # tiles bounded at once: their 3 model rows make a block of the dense engine's width
@@ -86,6 +95,9 @@ class NearestSearch:
         self._may_prune = can_prune and prune is None
         self._must_prune = can_prune and prune is True
         self._tiles: Tiles | None = None
+        self._screen: Screen | None = None
+        self._may_screen = self.batch == 1 and can_screen(self.maps)
+        self._max_survivors = MAX_SURVIVORS_SCREENED if self._may_screen else MAX_SURVIVORS
         self._use_tree = self._may_prune and dist == "l2" and maps.shape[-1] <= MAX_TREE_CHANNELS
         self._tree: KDTree | None = None
 
@@ -115,7 +127,7 @@ class NearestSearch:
                 return self._by_tree(queries)
             tiles = self._useful_tiles(queries)
             if tiles is None:
-                return dense_nearest(queries[None], self.points)[0]
+                return self._dense(queries)
             step = max(MIN_GEMM_ROWS, _BOUND_BLOCK // tiles.count)
             return torch.cat([self._pruned(block, tiles) for block in queries.split(step)])
 
@@ -137,26 +149,33 @@ class NearestSearch:
         distance, index = (np.asarray(a) for a in self._tree.query(queries[:, :-1].numpy(), k=2))
         found = torch.from_numpy(index[:, 0])
         tied = torch.from_numpy(distance[:, 0] == distance[:, 1])
-        found[tied] = dense_nearest(queries[None, tied], self.points)[0]
+        found[tied] = self._dense(queries[tied])
         return found
+
+    def _dense(self, queries: Tensor) -> Tensor:
+        """Look at every pixel."""
+        if self._may_screen and len(queries) >= MIN_QUERIES_TO_SCREEN:
+            self._screen = self._screen or Screen.build(self.points[0])
+            return self._screen.nearest(queries)
+        return dense_nearest(queries[None], self.points)[0]
 
     def _useful_tiles(self, queries: Tensor) -> Tiles | None:
         """The tiles, unless their bounds cost more than they save, as a few of the first queries show."""
         if self._must_prune and self._tiles is None:
             self._tiles = Tiles.build(self.maps[0])
         elif self._may_prune and self._tiles is None and len(queries) >= MIN_QUERIES_TO_PRUNE:
-            self._tiles = _tiles_if_they_pay(self.maps[0], queries)
+            self._tiles = _tiles_if_they_pay(self.maps[0], queries, self._max_survivors)
             self._may_prune = self._tiles is not None
         return self._tiles
 
     def _pruned(self, queries: Tensor, tiles: Tiles) -> Tensor:
         """Few tiles left: look into them. Many: look at everything."""
         survivors = tiles.survivors(queries)
-        hard = survivors.sum(1, dtype=torch.int32) > MAX_SURVIVORS * tiles.count
+        hard = survivors.sum(1, dtype=torch.int32) > self._max_survivors * tiles.count
         if not bool(hard.any()):
             return tiles.nearest(queries, survivors)
         found = torch.empty(len(queries), dtype=torch.int64)
-        found[hard] = dense_nearest(queries[None, hard], self.points)[0]
+        found[hard] = self._dense(queries[hard])
         found[~hard] = tiles.nearest(queries[~hard], survivors[~hard])
         return found
 
@@ -223,6 +242,72 @@ def _dense_block(queries: Tensor, points: Tensor, budget: int) -> Tensor:
     place = torch.empty_like(order)
     place[order] = _score_pairs(queries.flatten(0, 1), runs, order, block, "argmax")
     return run * RUN + place.view(B, Q)
+
+
+def can_screen(maps: Tensor) -> bool:
+    """Whether products of this tensor's device are faster in bfloat16 than in its own float32."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch offers no public question
+    on_cpu = maps.device.type == "cpu" and maps.dtype == torch.float32
+    return on_cpu and torch.backends.mkldnn.is_available() and native is not None and bool(native())
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A descriptor list rounded to bfloat16, to find out where the best match can be.
+
+    Attributes:
+        runs: (T, RUN, D) float32 descriptors.
+        rounded: (T * RUN, D) bfloat16 the same.
+        norm: largest norm of a descriptor.
+        error: largest norm of what rounding took from one.
+    """
+
+    runs: Tensor
+    rounded: Tensor
+    norm: float
+    error: float
+
+    @classmethod
+    def build(cls, points: Tensor) -> Screen:
+        """Round (T * RUN, D) float32 descriptors."""
+        rounded = points.bfloat16()
+        norm, error = (float(v.norm(dim=1).max()) for v in (points, points - rounded.float()))
+        return cls(points.view(-1, RUN, points.shape[1]), rounded, norm, error)
+
+    def nearest(self, queries: Tensor) -> Tensor:
+        """Best point (Q,) of each of the (Q, D) float32 queries; raises ValueError if a score is NaN."""
+        rounded = queries.bfloat16()
+        norm, lost = queries.norm(dim=1), (queries - rounded.float()).norm(dim=1)
+        # |q.x - q'.x'| <= |q - q'| |x| + |q'| |x - x'|, and the score itself is rounded by at most 2^-8.
+        wrong = lost * self.norm + (norm + lost) * (self.error + (self.norm + self.error) * _SCORE_ROUNDING)
+        wrong += torch.finfo(torch.float32).tiny * queries.shape[1] * (1 + norm) * (1 + self.norm)
+        if not bool(wrong.isfinite().all()):
+            return dense_nearest(queries[None], self.runs.flatten(0, 1)[None])[0]
+        parts = zip(queries.split(_SCREEN_ROWS), rounded.split(_SCREEN_ROWS), wrong.split(_SCREEN_ROWS))
+        pixels = torch.arange(len(self.rounded)).view(-1, RUN)
+        found = []
+        for part, half, margin in parts:
+            maxima = self._run_maxima(half)
+            survivors = maxima >= (maxima.amax(1) - 2 * margin)[:, None]
+            found.append(best_of_pairs(part, self.runs, pixels, survivors))
+        return torch.cat(found)
+
+    def _run_maxima(self, queries: Tensor) -> Tensor:
+        """Largest score (Q, T) in every run, as float32; 0 where all are negative.
+
+        Bit patterns of positive numbers are ordered like integers, whose maxima are faster.
+        """
+        count = len(self.runs)
+        maxima = torch.empty(len(queries), count, dtype=torch.int16)
+        step = max(1, _CPU_BLOCK // (len(queries) * RUN))
+        buffer = queries.new_empty(len(queries) * step * RUN)
+        for first in range(0, count, step):
+            n = min(step, count - first)
+            scores = buffer[: len(queries) * n * RUN].view(len(queries), n * RUN)
+            torch.mm(queries, self.rounded[first * RUN : (first + n) * RUN].T, out=scores)
+            runs = scores.view(torch.int16).view(len(queries), n, RUN)
+            torch.amax(runs, 2, out=maxima[:, first : first + n])
+        return maxima.clamp_(min=0).view(torch.bfloat16).float()
 
 
 def run_maxima(queries: Tensor, points: Tensor, budget: int) -> Tensor:
@@ -305,17 +390,32 @@ class Tiles:
 
     def nearest(self, queries: Tensor, survivors: Tensor) -> Tensor:
         """Best pixel (Q,) of each query among the surviving tiles."""
-        tile, query = survivors.t().contiguous().nonzero(as_tuple=True)  # sorted by tile
-        score = _score_pairs(queries, self.points, query, tile, "amax")
-        best = torch.full_like(queries[:, 0], -torch.inf).scatter_reduce_(0, query, score, "amax")
-        tied = score == best[query]
-        tile, query = tile[tied], query[tied]
-        pixel = self.pixels[tile, _score_pairs(queries, self.points, query, tile, "argmax")]
-        first = torch.full((len(queries),), self.pixels.numel())
-        return first.scatter_reduce_(0, query, pixel, "amin")
+        return best_of_pairs(queries, self.points, self.pixels, survivors)
 
 
-def _tiles_if_they_pay(descriptors: Tensor, queries: Tensor) -> Tiles | None:
+def best_of_pairs(queries: Tensor, blocks: Tensor, pixels: Tensor, survivors: Tensor) -> Tensor:
+    """Best pixel of each query among some blocks of descriptors, the lowest one of equals.
+
+    Args:
+        queries: (Q, D).
+        blocks: (T, P, D).
+        pixels: (T, P) flat pixel index of each descriptor.
+        survivors: (Q, T) bool, at least one block per query.
+
+    Returns:
+        (Q,) int64 flat pixel index.
+    """
+    block, query = survivors.t().contiguous().nonzero(as_tuple=True)  # sorted by block
+    score = _score_pairs(queries, blocks, query, block, "amax")
+    best = torch.full_like(queries[:, 0], -torch.inf).scatter_reduce_(0, query, score, "amax")
+    tied = score == best[query]
+    block, query = block[tied], query[tied]
+    pixel = pixels[block, _score_pairs(queries, blocks, query, block, "argmax")]
+    first = torch.full((len(queries),), pixels.numel())
+    return first.scatter_reduce_(0, query, pixel, "amin")
+
+
+def _tiles_if_they_pay(descriptors: Tensor, queries: Tensor, max_survivors: float) -> Tiles | None:
     """Tiles of an (H, W, D) map, or None where the bounds would exclude little for these (Q, D) queries."""
     top = max(0, len(descriptors) // 2 - TILE)
     strip = Tiles.build(descriptors[top : top + TILE])  # one row of tiles shows whether the map is smooth
@@ -323,7 +423,7 @@ def _tiles_if_they_pay(descriptors: Tensor, queries: Tensor) -> Tiles | None:
         return None
     tiles = Tiles.build(descriptors)
     left = tiles.survivors(queries[:: max(1, len(queries) // 64)]).float().mean(1)
-    pays = (left <= MAX_SURVIVORS).float().mean() >= MIN_EASY_QUERIES
+    pays = (left <= max_survivors).float().mean() >= MIN_EASY_QUERIES
     return tiles if bool(pays) else None
 
 
@@ -404,7 +504,12 @@ def _score_pairs(
     owner = torch.repeat_interleave(torch.arange(len(blocks), device=block.device), groups)
     step = max(1, _PAIR_BLOCK // (size * blocks.shape[1]))
     found = [
-        getattr(torch.bmm(queries[m], blocks[o].mT), reduce)(2)
+        getattr(torch.bmm(_rows(queries, m), _rows(blocks, o).mT), reduce)(2)
         for m, o in zip(member.view(-1, size).split(step), owner.split(step))
     ]
     return torch.cat(found).flatten()[slot]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]`, faster."""
+    return values.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])

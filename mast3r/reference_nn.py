@@ -34,14 +34,8 @@ def reference_nearest(
     Returns:
         (Q,) and (N,) int64 indices.
     """
-    best_a, index_a = (
-        torch.full((len(a),), -torch.inf, dtype=torch.float64),
-        torch.zeros(len(a), dtype=torch.int64),
-    )
-    best_b, index_b = (
-        torch.full((len(b),), -torch.inf, dtype=torch.float64),
-        torch.zeros(len(b), dtype=torch.int64),
-    )
+    best_a, best_b = (torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device) for x in (a, b))
+    index_a, index_b = (torch.zeros(len(x), dtype=torch.int64, device=x.device) for x in (a, b))
     for i in range(0, len(a), block_size):
         for j in range(0, len(b), block_size):
             scores = reference_scores(a[i : i + block_size], b[j : j + block_size], dist)
