@@ -1,7 +1,10 @@
-"""`mast3r evaluate`: matchers on photos with ground truth."""
+"""`mast3r evaluate`: matchers on photos with ground truth; `scenes`, `retrieval` and `localization` as its first word
+measure what is made of many photos.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -9,15 +12,22 @@ from collections.abc import Sequence
 from mast3r.cli.options import add_examples
 from mast3r.evaluate import answer, get_args_parser, run
 
+MANY_PHOTOS = ("scenes", "retrieval", "localization")
+"""First words that measure many photos; each is the module `mast3r.evaluation.NAME`."""
+
 _EXAMPLES = (
     "DATA/ --weights small --baseline rootsift --max_pairs 4",
     "DATA/ --json",
+    "scenes DATA/ --baseline    # reconstructions; also: retrieval DATA/, localization DATA/; each has --help",
     "pairs.txt --images PHOTOS/ --json numbers.json --pictures drawn/",
 )
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Run the command; its flags are those of `python -m mast3r.evaluate`."""
+    """Run the command; its flags are those of `python -m mast3r.evaluate`, or of one of `MANY_PHOTOS`."""
+    if argv and argv[0] in MANY_PHOTOS:
+        module = importlib.import_module(f"mast3r.evaluation.{argv[0]}")
+        return module.main(argv[1:], f"{prog} {argv[0]}")
     parser = get_args_parser(prog)
     add_examples(parser, _EXAMPLES)
     parser.add_argument("--debug", action="store_true", help="show the trace of an error")

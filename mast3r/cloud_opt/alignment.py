@@ -27,11 +27,12 @@ from mast3r.cloud_opt.component import (
 )
 from mast3r.cloud_opt.config import SparseConfig
 from mast3r.cloud_opt.dense import DenseView, densify
+from mast3r.cloud_opt.focal_search import search_focals
 from mast3r.cloud_opt.kinematics import components_of, score_matrix
 from mast3r.cloud_opt.observations import MapSize, PairObservation, ViewObservation, check_pairs
 from mast3r.cloud_opt.problem import AnchoredPair, Fallback, PixelAnchors, anchored_pairs
 from mast3r.cloud_opt.verification import PairVerdict, judge_pairs
-from multiview.views import ViewConstraints
+from multiview.views import ViewConstraints, prior
 
 Status = Literal["registered", "failed"]
 
@@ -280,6 +281,7 @@ class _AlignmentRun:
             for fallback in poor.fallbacks(self.views)
             if not bool(self.known_blocks[fallback.j].any())
         ]
+        self.K, self.searched = self._approximate_intrinsics()
         self.verdicts = self._judge(poor)
         self.used = self._anchored()
         links = [(pair.i, pair.j) for pair in self.used if pair is not None]
@@ -298,14 +300,27 @@ class _AlignmentRun:
     # --- which pairs and matches take part ---
 
     def _judge(self, poor: _PoorPairs) -> list[PairVerdict]:
-        K = np.stack([self._approximate_intrinsics(i) for i in range(len(self.sizes))])
-        verdicts = judge_pairs(self.pairs, self.sizes, K, min_matches=self.config.min_matches, check=self.config.check)
+        verdicts = judge_pairs(
+            self.pairs, self.sizes, self.K, min_matches=self.config.min_matches, check=self.config.check
+        )
         return [
             replace(verdict, usable=False, reason="no confident match") if (pair.i, pair.j) in poor.edges else verdict
             for pair, verdict in zip(self.pairs, verdicts)
         ]
 
-    def _approximate_intrinsics(self, image: int) -> np.ndarray:
+    def _approximate_intrinsics(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3, 3) known intrinsics, else what pointmaps and matches say; and (N,) bool, where matches said it."""
+        K = np.stack([self._intrinsics_of(i) for i in range(len(self.sizes))])
+        if not self.config.search_focals:
+            return K, np.zeros(len(K), dtype=bool)
+        return search_focals(self.pairs, self.sizes, K, [constraint.K is not None for constraint in self.constraints])
+
+    def _constraints_of(self, image: int) -> ViewConstraints:
+        """What is known of an image; the focal that all matches agree on is not left to a few."""
+        known, weight = self.constraints[image], self.config.focal_weight
+        return replace(known, K=prior(self.K[image], weight)) if self.searched[image] and weight > 0 else known
+
+    def _intrinsics_of(self, image: int) -> np.ndarray:
         known, view = self.constraints[image].K, self.views[image]
         if known is not None:
             return known.value
@@ -345,10 +360,11 @@ class _AlignmentRun:
         return ComponentInput(
             [view for i in images if (view := self.views[i]) is not None],
             [self.known_blocks[i] for i in images],
-            [self.constraints[i] for i in images],
+            [self._constraints_of(i) for i in images],
             [replace(pair, i=position[pair.i], j=position[pair.j]) for pair, _ in used if pair.i in position],
             [replace(f, i=position[f.i], j=position[f.j]) for f in self.fallbacks if f.i in position],
             scores,
+            self.K[images],
         )
 
     # --- results ---
@@ -383,7 +399,7 @@ class _AlignmentRun:
         """Images that no pair links, but whose pose is fixed, have a camera all the same."""
         for image, known in enumerate(self.constraints):
             if not placed[image] and known.pose is not None and known.pose.role == "fixed":
-                pose[image], K[image], placed[image] = known.pose.value, self._approximate_intrinsics(image), True
+                pose[image], K[image], placed[image] = known.pose.value, self.K[image], True
 
     def _components(self, placed: np.ndarray) -> np.ndarray:
         """Labels by frame: all images that share the given world are one component."""

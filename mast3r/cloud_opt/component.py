@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from mast3r.cloud_opt.canonical import CanonicalView
 from mast3r.cloud_opt.config import SparseConfig
+from mast3r.cloud_opt.depth_start import bent_depths
 from mast3r.cloud_opt.initialise import FirstGuess, LocalMatches, first_guess
 from mast3r.cloud_opt.kinematics import kinematic_tree
+from mast3r.cloud_opt.motion_guess import PixelMatches, agreement, guess_from_motions
 from mast3r.cloud_opt.objectives import CoarseObjective, FallbackObjective, FineObjective, Objective, total
 from mast3r.cloud_opt.optimise import StageResult, run_stage
 from mast3r.cloud_opt.parameters import (
@@ -25,7 +27,6 @@ from mast3r.cloud_opt.parameters import (
     SceneParameters,
     SceneState,
     StartValues,
-    separate_start,
     shared_start,
 )
 from mast3r.cloud_opt.priors import PriorObjective
@@ -38,6 +39,8 @@ from mast3r.cloud_opt.problem import (
     pack_problem,
 )
 from multiview.views import Known, ViewConstraints
+
+_MIN_GAIN = 0.02  # share of matches that must agree more with cameras that are not laid onto pointmaps
 
 OnStage = Callable[[float, str], None]
 """Told the share of the work that is done and the name of the present stage."""
@@ -54,6 +57,7 @@ class ComponentInput:
         pairs: Matches between anchored pixels.
         fallbacks: What stands in for poor pairs.
         scores: (N, N) strength of the links.
+        K: (N, 3, 3) intrinsics to start with: the known ones, else approximate ones.
     """
 
     views: Sequence[CanonicalView]
@@ -62,6 +66,7 @@ class ComponentInput:
     pairs: Sequence[AnchoredPair]
     fallbacks: Sequence[Fallback]
     scores: np.ndarray
+    K: np.ndarray
 
     @property
     def count(self) -> int:
@@ -128,10 +133,10 @@ def solve_component(data: ComponentInput, config: SparseConfig, on_stage: OnStag
     Returns:
         Cameras and depth. The frame is that of the known poses, else of the first image.
     """
-    K = start_intrinsics(data)
+    K = data.K
     tree = kinematic_tree(data.scores, config.kinematic_mode, blocks=[len(view.grid) for view in data.views])
     guess, units = _guess(data, config, K, tree.root)
-    images = _image_geometry(data, units, config)
+    images = _image_geometry(data, units, config, bent=_bent_depths(data, K, guess))
     fallbacks = [replace(f, points=f.points / float(units.image[f.j])) for f in data.fallbacks]
     problem = pack_problem(images, data.pairs, fallbacks)
     fixed_poses = [i for i, pose in data.known("pose").items() if pose.role == "fixed"]
@@ -142,19 +147,12 @@ def solve_component(data: ComponentInput, config: SparseConfig, on_stage: OnStag
         given=_given(data, units, images),
         options=ParameterOptions(config.depth_mode, config.exp_depth, free_roots=bool(data.known("pose"))),
     )
+    if guess is not None and guess.from_motions:  # the coarse stage would lay the cameras by the predicted depth
+        config = replace(config, coarse=replace(config.coarse, niter=0))
     stages = _run_stages(scene, problem, _priors(data, units, images), config, on_stage)
     final = stages[-1][1].state if stages else _present(scene)
     losses = {name: result.loss for name, result in stages}
     return _result(data, final, units, losses)
-
-
-def start_intrinsics(data: ComponentInput) -> np.ndarray:
-    """(N, 3, 3) known intrinsics, else those that the pointmap suggests."""
-    known = data.known("K")
-    K = np.stack([default_intrinsics(view) for view in data.views])
-    for image, value in known.items():
-        K[image] = value.value
-    return K
 
 
 def default_intrinsics(view: CanonicalView) -> np.ndarray:
@@ -181,10 +179,29 @@ def _guess(data: ComponentInput, config: SparseConfig, K: np.ndarray, root: int)
         known_pose=[poses[i].value if i in poses else None for i in range(data.count)],
         known_scale=[1.0 if own else None for own in scaled],
     )
+    if config.initialization == "best" and not poses and not any(scaled) and data.pairs:
+        guess = _better_guess(data, K, guess, local)
     depth = np.array([float(view.core_depth.median()) for view in data.views])
     world = float(np.median(guess.scale * depth))
     network = world / float(np.median(guess.scale))
     return guess, _Units(world, np.where(scaled, world, network))
+
+
+def _better_guess(
+    data: ComponentInput, K: np.ndarray, registered: FirstGuess, local: Sequence[LocalMatches]
+) -> FirstGuess:
+    """The guess from the motions of pairs, if matches agree with it better than with the registered one."""
+    pixels = [_pixel_matches(pair, points) for pair, points in zip(data.pairs, local)]
+    moved = guess_from_motions(K, pixels, local)
+    if moved is None or agreement(moved, K, pixels) < agreement(registered, K, pixels) + _MIN_GAIN:
+        return registered
+    return moved
+
+
+def _pixel_matches(pair: AnchoredPair, points: LocalMatches) -> PixelMatches:
+    xy_i, xy_j = (side.xy.double().cpu().numpy() for side in (pair.first, pair.second))
+    weight = pair.weight.double().cpu().numpy()
+    return PixelMatches(pair.i, pair.j, xy_i, xy_j, points.first[:, 2], points.second[:, 2], weight)
 
 
 def _local_points(view: CanonicalView, K: np.ndarray, pixels: PixelAnchors, keep_shape: bool) -> np.ndarray:
@@ -218,11 +235,24 @@ def _local_fallback(data: ComponentInput, K: np.ndarray, fallback: Fallback) -> 
 # --- tensors for the optimiser ---
 
 
-def _image_geometry(data: ComponentInput, units: _Units, config: SparseConfig) -> ImageGeometry:
+def _bent_depths(data: ComponentInput, K: np.ndarray, guess: FirstGuess | None) -> list[np.ndarray] | None:
+    """Depth that agrees with the cameras of a guess from motions; None if depth is to be left alone."""
+    if guess is None or not guess.from_motions:
+        return None
+    return bent_depths(guess, K, data.views, data.pairs)
+
+
+def _image_geometry(
+    data: ComponentInput, units: _Units, config: SparseConfig, *, bent: list[np.ndarray] | None
+) -> ImageGeometry:
     like = data.views[0].core_depth
     size = torch.tensor([(view.grid.width, view.grid.height) for view in data.views], device=like.device)
     focal = torch.tensor([view.focal for view in data.views], device=like.device)
-    depth = [view.core_depth.double() / unit for view, unit in zip(data.views, units.image)]
+    cores = [view.core_depth.double() for view in data.views]
+    if bent is not None:  # bent at the focals of the guess
+        cores = [torch.from_numpy(core).to(like.device) for core in bent]
+        focal = torch.from_numpy(np.sqrt(data.K[:, 0, 0] * data.K[:, 1, 1])).to(like.device)
+    depth = [core / unit for core, unit in zip(cores, units.image)]
     return ImageGeometry.of(size.double(), focal.double(), depth).to(config.dtype)
 
 
@@ -235,14 +265,12 @@ def _start_values(
     units: _Units,
 ) -> StartValues:
     confidence = torch.stack([view.confidence.mean() for view in data.views]).to(images.size)
+    intrinsics = torch.from_numpy(K).to(images.size)
+    focal = (intrinsics[:, 0, 0] * intrinsics[:, 1, 1]).sqrt()
+    center = intrinsics[:, :2, 2] / images.size
     if config.shared_intrinsics:
-        start = shared_start(images, confidence)
+        start = shared_start(replace(images, base_focal=focal), confidence)
         focal, center = start.focal, start.center
-    else:
-        start = separate_start(images)
-        intrinsics = torch.from_numpy(K).to(images.size)
-        focal = (intrinsics[:, 0, 0] * intrinsics[:, 1, 1]).sqrt()
-        center = intrinsics[:, :2, 2] / images.size
     aspect = torch.from_numpy(K[:, 1, 1] / K[:, 0, 0]).to(images.size)
     if guess is None:
         return StartValues(focal, center, aspect)

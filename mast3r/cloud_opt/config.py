@@ -13,7 +13,7 @@ from mast3r.cloud_opt.kinematics import KinematicMode
 from mast3r.cloud_opt.utils.losses import GammaLoss
 
 DepthMode = Literal["add", "mul"]
-Initialization = Literal["registration", "common_point"]
+Initialization = Literal["best", "registration", "common_point"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,15 @@ class SparseConfig:
         fit_center: False puts principal points at (W / 2, H / 2), as the official code does. True puts them in
             the middle of the pixels, ((W - 1) / 2, (H - 1) / 2), unless the pointmap clearly tells another one.
         kinematic_mode: Spanning tree along which cameras are chained.
-        initialization: `registration` places image after image onto the points of those before it;
+        initialization: `registration` places image after image onto the points of those before it; `best` also
+            averages the relative motions of pairs (`motion_guess`) and takes what the matches agree with more;
             `common_point` lets all cameras look at one point, as the official code does, and leaves the rest to
             the coarse stage.
-        coarse: First stage: poses and scales, distances between matched 3D points.
+        search_focals: Start with the focal length that fits the matches of all pairs best, one for all images of
+            a size (`focal_search`); False starts with those of the pointmaps.
+        focal_weight: How firmly images are held to that focal length while they are refined, as `Known.weight`.
+        coarse: First stage: poses and scales, distances between matched 3D points. Left out where the cameras
+            come from relative motions: it would lay them by the predicted depth again.
         fine: Second stage: also intrinsics and depth, reprojection errors in pixels.
         schedule: Fall of the learning rate, `cosine` or `linear`.
         opt_focal: Refine focals that are not fixed.
@@ -99,7 +104,9 @@ class SparseConfig:
     relative_depth: RelativeDepth = "avg-angle"
     fit_center: bool = True
     kinematic_mode: KinematicMode = "hclust-ward"
-    initialization: Initialization = "registration"
+    initialization: Initialization = "best"
+    search_focals: bool = True
+    focal_weight: float = 3.0
     coarse: Stage = field(default_factory=lambda: Stage(0.02, 100, GammaLoss(1.5)))
     fine: Stage = field(default_factory=lambda: Stage(0.003, 200, GammaLoss(0.5)))
     schedule: ScheduleName = "cosine"
@@ -124,5 +131,5 @@ class SparseConfig:
         if self.depth_mode not in get_args(DepthMode):
             raise ValueError(f"depth_mode must be 'add' or 'mul', got {self.depth_mode!r}.")
         if self.initialization not in get_args(Initialization):
-            raise ValueError(f"initialization must be 'registration' or 'common_point', got {self.initialization!r}.")
+            raise ValueError(f"initialization must be one of {get_args(Initialization)}, got {self.initialization!r}.")
         learning_rate(self.schedule, 0.0, 1.0, 0.0)

@@ -57,10 +57,12 @@ class FirstGuess:
     Attributes:
         world_from_cam: (N, 4, 4) float64.
         scale: (N,) world units per unit of each image's points.
+        from_motions: Whether the cameras come from relative motions and not from points.
     """
 
     world_from_cam: np.ndarray
     scale: np.ndarray
+    from_motions: bool = False
 
 
 def robust_similarity(
@@ -129,20 +131,29 @@ def first_guess(
     poses = {i: pose for i, pose in enumerate(known_pose) if pose is not None}
     scales = _scales_between(pairs, poses, known_scale)
     if set(scales) & set(poses):
-        return _grown(count, poses, scales, pairs, known_scale)
+        return grow(count, poses, scales, pairs, known_scale)
     start = min(scales, default=root)
-    guess = _grown(count, {start: np.eye(4)}, scales, pairs, known_scale)
+    guess = grow(count, {start: np.eye(4)}, scales, pairs, known_scale)
     return _moved(guess, poses, keep_scale=bool(scales)) if poses else guess
 
 
-def _grown(
+def grow(
     count: int,
     placed: dict[int, np.ndarray],
     scales: dict[int, float],
     pairs: Sequence[LocalMatches],
-    known_scale: Sequence[float | None],
+    known_scale: Sequence[float | None] | None = None,
 ) -> FirstGuess:
-    """Place all images, beginning with some."""
+    """Place all images, beginning with some.
+
+    Args:
+        count: Number of images N, all connected.
+        placed: (4, 4) world_from_cam of those that stand, at least one.
+        scales: World units per unit of the points of some of them; the others take the usual scale.
+        pairs: Matches as points.
+        known_scale: Scale of each image, or None.
+    """
+    known_scale = known_scale or [None] * count
     poses, scales = dict(placed), dict(scales)
     usual = float(np.median(list(scales.values()))) if scales else 1.0
     scales = {i: scales.get(i, usual) for i in poses}

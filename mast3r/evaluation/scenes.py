@@ -1,7 +1,8 @@
-"""How good are reconstructions of many photos: `python -m mast3r.evaluation.scenes DATA_DIR`.
+"""How good are reconstructions of many photos: `mast3r evaluate scenes DATA_DIR`.
 
-DATA_DIR holds scenes with a `gt.json` whose images have world poses. The network's reconstruction is measured side
-by side with what a user would pick instead: COLMAP with SIFT features. Both get the photos only, no intrinsics.
+DATA_DIR holds scenes with a `gt.json` whose images have world poses. The network's reconstructions are measured side
+by side with what a user would pick instead: COLMAP with SIFT features. They get the photos only, unless
+`--known_intrinsics` gives them the intrinsics too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,6 +26,12 @@ from multiview.files import atomic_write
 from multiview.metrics import pose_auc, rotation_error_deg, translation_error_deg
 from multiview.poses import Pose
 from multiview.similarity import Similarity, similarity_from_poses
+from multiview.views import ViewConstraints, fixed
+
+if TYPE_CHECKING:
+    from mast3r.alignment import AlignmentName
+    from mast3r.model import AsymmetricMASt3R
+    from multiview.reconstruction import Reconstruction
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +80,8 @@ class SceneScore:
             error, over all pairs of photos; pairs with a failed photo have failed.
         seconds: Time taken.
         confidence: Of the truth.
+        components: Number of parts with a world each.
+        timings: Seconds of each stage, where the method tells.
     """
 
     scene: str
@@ -83,10 +93,27 @@ class SceneScore:
     auc: float
     seconds: float
     confidence: str = "high"
+    components: int = 1
+    timings: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
-Method: TypeAlias = "Callable[[Sequence[Path]], Mapping[int, Pose]]"
-"""From files of photos to the poses of those it places, by position."""
+@dataclass(frozen=True, eq=False)
+class FoundCameras:
+    """What a method says of a scene.
+
+    Attributes:
+        poses: World_from_cam of the photos in the largest component, by position in the scene.
+        components: Number of parts with a world each.
+        timings: Seconds of each stage.
+    """
+
+    poses: Mapping[int, Pose]
+    components: int = 1
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+Method: TypeAlias = "Callable[[PosedScene], FoundCameras]"
+"""From a scene, of which it may use photos and intrinsics, to cameras."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +142,7 @@ class ScenesReport:
             _mean([score.center_metres for score in kept]),
             float(np.mean([score.auc for score in kept])),
             sum(score.seconds for score in kept),
+            components=sum(score.components for score in kept),
         )
 
 
@@ -199,7 +227,10 @@ def judge_scene(scene: PosedScene, found: Mapping[int, Pose], seconds: float = 0
 
 
 def robust_similarity(source: Sequence[Pose], target: Sequence[Pose], *, seed: int = 0) -> Similarity | None:
-    """The similarity with the smallest median centre error, found from triples of cameras and refined.
+    """The similarity with the smallest median error, found from triples of cameras and refined.
+
+    The error of a camera is that of its centre, as a share of the extent of all, and of its rotation in radians,
+    together: centres alone leave the turn about a row of cameras open.
 
     Args:
         source: Poses in one world.
@@ -212,22 +243,29 @@ def robust_similarity(source: Sequence[Pose], target: Sequence[Pose], *, seed: i
     if len(source) < 2:
         return None
     rng = np.random.default_rng(seed)
-    centers = np.array([pose.center for pose in source])
-    truth = np.array([pose.center for pose in target])
     size = min(3, len(source))
     candidates = [_fit(source, target, rng.choice(len(source), size, replace=False)) for _ in range(_TRIPLES)]
     candidates.append(_fit(source, target, np.arange(len(source))))
     fits = [fit for fit in candidates if fit is not None]
     if not fits:
         return None
+    medians = [float(np.median(_camera_errors(fit, source, target))) for fit in fits]
+    best = fits[int(np.argmin(medians))]
+    errors = _camera_errors(best, source, target)
+    refined = _fit(source, target, np.flatnonzero(errors <= 3 * np.median(errors) + _EPSILON))
+    if refined is None or np.median(_camera_errors(refined, source, target)) > np.median(errors):
+        return best
+    return refined
 
-    def errors(fit: Similarity) -> np.ndarray:
-        return np.linalg.norm(fit.apply(centers) - truth, axis=1)
 
-    best = min(fits, key=lambda fit: float(np.median(errors(fit))))
-    near = np.flatnonzero(errors(best) <= 3 * np.median(errors(best)) + _EPSILON)
-    refined = _fit(source, target, near)
-    return best if refined is None or np.median(errors(refined)) > np.median(errors(best)) else refined
+def _camera_errors(fit: Similarity, source: Sequence[Pose], target: Sequence[Pose]) -> np.ndarray:
+    """(N,) error of each camera, see `robust_similarity`."""
+    rotations = np.stack([fit.apply_pose(pose).rotation for pose in source])
+    truth = np.stack([pose.rotation for pose in target])
+    cosine = (np.einsum("nij,nij->n", rotations, truth) - 1) / 2
+    centers = np.array([pose.center for pose in target])
+    off = np.linalg.norm(fit.apply(np.array([pose.center for pose in source])) - centers, axis=1)
+    return np.hypot(off / max(_extent(centers), _EPSILON), np.arccos(np.clip(cosine, -1, 1)))
 
 
 def pair_auc(scene: PosedScene, found: Mapping[int, Pose]) -> float:
@@ -250,23 +288,25 @@ def evaluate_method(name: str, method: Method, scenes: Sequence[PosedScene]) -> 
     for scene in scenes:
         started = time.perf_counter()
         try:
-            found = method(scene.paths)
+            found = method(scene)
         except (ValueError, RuntimeError) as error:
             logger.warning("%s failed on %s: %s", name, scene.name, error)
-            found = {}
-        scores.append(judge_scene(scene, found, time.perf_counter() - started))
+            found = FoundCameras({}, components=0)
+        score = judge_scene(scene, found.poses, time.perf_counter() - started)
+        scores.append(replace(score, components=found.components, timings=dict(found.timings)))
         logger.info("%s: %s", name, scores[-1])
     return ScenesReport(name, tuple(scores))
 
 
-def sift_sfm(paths: Sequence[Path]) -> dict[int, Pose]:
-    """Poses by COLMAP with SIFT features, exhaustive matching and its incremental mapper.
+def sift_sfm(scene: PosedScene, *, known_intrinsics: bool = False) -> FoundCameras:
+    """Cameras by COLMAP with SIFT features, exhaustive matching and its incremental mapper.
 
     Args:
-        paths: Files of the photos.
+        scene: The photos.
+        known_intrinsics: Whether it is told the true intrinsics (of the first photo, if they are all the same).
 
     Returns:
-        Poses of the photos of the largest model, by position.
+        Cameras of the largest model.
 
     Raises:
         ImportError: If pycolmap is not installed.
@@ -274,25 +314,60 @@ def sift_sfm(paths: Sequence[Path]) -> dict[int, Pose]:
     from multiview.colmap_model import our_pose, quiet, require_pycolmap  # here: pycolmap is optional
 
     pycolmap = require_pycolmap()
+    timings: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, quiet():
         images, database = Path(folder) / "images", Path(folder) / "database.db"
         images.mkdir()
-        names = [f"{k:06d}{path.suffix}" for k, path in enumerate(paths)]
-        for name, path in zip(names, paths):
+        names = [f"{k:06d}{path.suffix}" for k, path in enumerate(scene.paths)]
+        for name, path in zip(names, scene.paths):
             (images / name).symlink_to(path.resolve())
-        pycolmap.extract_features(database, images, image_names=names)
-        pycolmap.match_exhaustive(database)
-        models = pycolmap.incremental_mapping(database, images, Path(folder))
+        with _timed(timings, "features"):
+            pycolmap.extract_features(database, images, image_names=names)
+        if known_intrinsics:
+            _tell_intrinsics(database, scene)
+        with _timed(timings, "pairs"):
+            pycolmap.match_exhaustive(database)
+        options = pycolmap.IncrementalPipelineOptions()
+        options.ba_refine_focal_length = options.ba_refine_extra_params = not known_intrinsics
+        with _timed(timings, "align"):
+            models = pycolmap.incremental_mapping(database, images, Path(folder), options)
         if not models:
-            return {}
+            return FoundCameras({}, 0, timings)
         largest = max(models.values(), key=lambda model: model.num_reg_images())
         placed = (largest.images[number] for number in largest.reg_image_ids())
-        return {int(Path(image.name).stem): our_pose(image.cam_from_world()) for image in placed}
+        poses = {int(Path(image.name).stem): our_pose(image.cam_from_world()) for image in placed}
+    return FoundCameras(poses, len(models), timings)
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - started
+
+
+def _tell_intrinsics(database: Path, scene: PosedScene) -> None:
+    """Put the true intrinsics in place of COLMAP's guesses."""
+    from multiview.cameras import Camera
+    from multiview.colmap_model import pycolmap_camera, require_pycolmap
+
+    store = require_pycolmap().Database.open(str(database))
+    try:
+        for image in store.read_all_images():
+            K = scene.K[int(Path(image.name).stem)]
+            guess = store.read_camera(image.camera_id)
+            if K is None:
+                continue
+            camera = pycolmap_camera(Camera(K, guess.width, guess.height), image.camera_id)
+            camera.has_prior_focal_length = True
+            store.update_camera(camera)
+    finally:
+        store.close()
 
 
 def scenes_table(reports: Sequence[ScenesReport]) -> str:
     """One row per scene and method."""
-    rows = [("scene", "method", "placed", "rotation", "centre", "centre, m", "AUC@30", "time")]
+    rows = [("scene", "method", "placed", "parts", "rotation", "centre", "centre, m", "AUC@30", "time")]
     names = list(dict.fromkeys(score.scene for report in reports for score in report.scores))
     for name in [*names, "mean"]:
         for report in reports:
@@ -314,15 +389,19 @@ def save_scenes(path: str | Path, reports: Sequence[ScenesReport]) -> None:
         file.write(json.dumps(content, indent=1).encode())
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mast3r.evaluation.scenes", description=(__doc__ or "").splitlines()[0]
-    )
+def get_args_parser(prog: str = "python -m mast3r.evaluation.scenes") -> argparse.ArgumentParser:
+    """Flags of the command.
+
+    Args:
+        prog: Name of the program in its help.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of SCENE/gt.json, or one such scene")
     parser.add_argument("--scenes", nargs="+", help="names of scenes (default: all with poses)")
     parser.add_argument("--weights", default="small", help="small, an official name, a path; none: only the baseline")
     parser.add_argument("--alignment", nargs="+", default=["sparse"], choices=["sparse", "dense", "colmap"])
+    parser.add_argument("--known_intrinsics", action="store_true", help="tell all methods the true intrinsics")
+    parser.add_argument("--bundle_adjustment", action="store_true", help="also measure all after bundle adjustment")
     parser.add_argument("--scene_graph", default="auto", help="which pairs: auto, complete, swin-5, ...")
     parser.add_argument("--image_size", type=int, help="size of the network's input (default: as trained)")
     parser.add_argument("--baseline", action="store_true", help="also measure COLMAP with SIFT features")
@@ -332,9 +411,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m mast3r.evaluation.scenes") -> int:
     """Run the command; returns its exit status."""
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         scenes = read_posed_scenes(args.data, args.scenes)
@@ -353,7 +432,7 @@ def _methods(args: argparse.Namespace) -> dict[str, Method]:
     if args.weights != "none":
         methods.update(_network_methods(args))
     if args.baseline:
-        methods["sift + colmap"] = sift_sfm
+        methods["sift + colmap"] = lambda scene: sift_sfm(scene, known_intrinsics=args.known_intrinsics)
     if not methods:
         raise ValueError("Nothing to measure: --weights none needs --baseline.")
     return methods
@@ -363,22 +442,43 @@ def _network_methods(args: argparse.Namespace) -> dict[str, Method]:
     # here: the baseline alone runs without torch
     from dust3r.utils.processes import resolve_device
     from mast3r.loading import card_of, load
-    from mast3r.reconstruction import ReconstructConfig, reconstruct
 
     model = load(args.weights, device=resolve_device(args.device))
+    name = card_of(model).name
+    methods = {f"{name} {way}": _network_method(model, way, args, adjusted=False) for way in args.alignment}
+    if args.bundle_adjustment:
+        methods |= {f"{name} {way} + BA": _network_method(model, way, args, adjusted=True) for way in args.alignment}
+    return methods
 
-    def method(way: str) -> Method:
-        config = ReconstructConfig(image_size=args.image_size, alignment=way, tracks=False)  # type: ignore[arg-type]
 
-        def run(paths: Sequence[Path]) -> dict[int, Pose]:
-            scene = reconstruct(model, paths, scene_graph=args.scene_graph, config=config, cache_dir=args.cache)
-            largest = _largest(scene.components, [scene.images[k].component for k in scene.registered])
-            placed = ((k, scene.images[k]) for k in scene.registered)
-            return {k: image.pose for k, image in placed if image.pose is not None and image.component == largest}
+def _network_method(model: AsymmetricMASt3R, way: AlignmentName, args: argparse.Namespace, *, adjusted: bool) -> Method:
+    """Reconstruction by the network, then if `adjusted` bundle adjustment of its tracks."""
+    from mast3r.reconstruction import ReconstructConfig, reconstruct
 
-        return run
+    config = ReconstructConfig(image_size=args.image_size, alignment=way, tracks=adjusted)
 
-    return {f"{card_of(model).name} {way}": method(way) for way in args.alignment}
+    def run(scene: PosedScene) -> FoundCameras:
+        views = [ViewConstraints(K=fixed(K)) if args.known_intrinsics and K is not None else None for K in scene.K]
+        found = reconstruct(
+            model, scene.paths, scene_graph=args.scene_graph, views=views, config=config, cache_dir=args.cache
+        )
+        timings = dict(found.timings)
+        if adjusted and len(found.tracks):
+            with _timed(timings, "bundle adjustment"):
+                found = _adjusted(found, args)
+        largest = _largest(found.components, [found.images[k].component for k in found.registered])
+        placed = ((k, found.images[k]) for k in found.registered)
+        poses = {k: image.pose for k, image in placed if image.pose is not None and image.component == largest}
+        return FoundCameras(poses, len(found.components), timings)
+
+    return run
+
+
+def _adjusted(found: Reconstruction, args: argparse.Namespace) -> Reconstruction:
+    from multiview.bundle_adjustment import BundleConfig, bundle_adjust  # here: pycolmap is optional
+
+    pixel = max((i.size[0] / i.transform.size_to[0] for i in found.images if i.transform is not None), default=1.0)
+    return bundle_adjust(found, BundleConfig(refine_focal=not args.known_intrinsics, loss_scale_px=pixel))
 
 
 def _largest(components: Sequence[int], of_images: Sequence[int]) -> int:
@@ -412,6 +512,7 @@ def _row(method: str, score: SceneScore) -> tuple[str, ...]:
         score.scene,
         method,
         f"{score.registered}/{score.images}",
+        str(score.components),
         "-" if score.rotation_deg is None else f"{score.rotation_deg:.2f} deg",
         "-" if score.center is None else f"{100 * score.center:.1f} %",
         "-" if score.center_metres is None else f"{score.center_metres:.3g}",

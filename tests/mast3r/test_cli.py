@@ -272,6 +272,23 @@ def test_pair_writes_every_form(folder, mast3r_command, tmp_path):
     assert (tmp_path / "q.glb").read_bytes()[:4] == b"glTF"
 
 
+def test_pair_without_refinement(folder, mast3r_command, tmp_path, monkeypatch):
+    from mast3r import predictor
+
+    configs = []
+
+    def fake(model, *photos, config, **options):
+        configs.append(config)
+        return original(model, *photos, config=config, **options)
+
+    original = predictor.predict_pair
+    monkeypatch.setattr(predictor, "predict_pair", fake)
+    photos = [folder / "photos" / "a.jpg", folder / "photos" / "c.jpg"]
+    for flags in ([], ["--no-refine"]):
+        assert mast3r_command("pair", *photos, "--out", tmp_path / "p.json", *flags)[0] == 0
+    assert [config.refine_geometry for config in configs] == [True, False]
+
+
 def test_pair_wants_two_photos_and_known_forms(folder, mast3r_command):
     assert "`mast3r scene` takes more" in mast3r_command("pair", folder / "photos")[2]
     assert ".glb" in mast3r_command("pair", folder / "photos", "--out", "x.obj")[2]

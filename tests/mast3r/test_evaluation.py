@@ -435,13 +435,39 @@ def test_command_line(folder, tmp_path, capsys):
     assert load_reports(tmp_path / "r.json")[0].matcher == "rootsift"
 
 
-def test_command_line_on_a_network(folder, tmp_path, capsys):
+@pytest.fixture
+def tiny_weights(tmp_path):
     from dust3r.checkpoint import save_safetensors
 
+    torch.manual_seed(0)
     path = tmp_path / "tiny.safetensors"
     save_safetensors(AsymmetricMASt3R(**PRESETS["tiny"].model), path, dtype=torch.float32)
-    assert main([str(folder), "--weights", str(path), "--device", "cpu", "--scenes", "posed"]) == 0
+    return path
+
+
+def test_command_line_on_a_network(folder, tiny_weights, capsys):
+    assert main([str(folder), "--weights", str(tiny_weights), "--device", "cpu", "--scenes", "posed"]) == 0
     assert "posed" in capsys.readouterr().out
+
+
+def test_resolution_and_refinement_are_passed_on(folder, tiny_weights, monkeypatch):
+    from mast3r.evaluation import networks
+
+    seen = []
+
+    def fake(name, function):
+        def call(model, *photos, **options):
+            seen.append((name, options.get("resolution"), options["config"].refine_geometry))
+            return function(model, *photos, **options)
+
+        return call
+
+    for name in ("match", "predict_pair"):
+        monkeypatch.setattr(networks, name, fake(name, getattr(networks, name)))
+    command = [str(folder), "--weights", str(tiny_weights), "--device", "cpu", "--scenes", "posed", "--max_pairs", "1"]
+    for flags in ([], ["--no-refine"], ["--resolution", "fine"]):
+        assert main([*command, *flags]) == 0
+    assert seen == [("predict_pair", None, True), ("predict_pair", None, False), ("match", "fine", True)]
 
 
 @pytest.mark.parametrize(

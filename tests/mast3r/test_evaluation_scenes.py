@@ -12,6 +12,7 @@ import pytest
 from mast3r.evaluation import scenes as module
 from mast3r.evaluation.datasets import DatasetError
 from mast3r.evaluation.scenes import (
+    FoundCameras,
     PosedScene,
     ScenesReport,
     evaluate_method,
@@ -69,6 +70,7 @@ def test_wild_cameras_do_not_spoil_the_alignment():
 def test_a_median_error_is_a_share_of_the_extent():
     scene = truth(30, metric=True)
     score = judge_scene(scene, moved(scene, noise=0.25))  # a tenth of a unit in the world of the truth
+    assert score.center_metres is not None
     assert 0.05 < score.center_metres < 0.25
     centers = np.array([pose.center for pose in scene.poses])
     extent = np.linalg.norm(centers - centers.mean(axis=0), axis=1).max()
@@ -133,7 +135,7 @@ def test_broken_data_is_told_in_one_sentence(data, tmp_path):
 
 
 def test_a_method_that_raises_has_placed_nothing(data):
-    def broken(paths):
+    def broken(scene):
         raise ValueError("no features")
 
     report = evaluate_method("broken", broken, read_posed_scenes(data))
@@ -144,8 +146,8 @@ def test_a_method_that_raises_has_placed_nothing(data):
 def test_tables_and_files_hold_all_methods(data, tmp_path):
     scene = read_posed_scenes(data)[0]
     reports = [
-        evaluate_method("exact", lambda paths: dict(enumerate(scene.poses)), [scene]),
-        evaluate_method("half", lambda paths: dict(list(enumerate(scene.poses))[:2]), [scene]),
+        evaluate_method("exact", lambda scene: FoundCameras(dict(enumerate(scene.poses))), [scene]),
+        evaluate_method("half", lambda scene: FoundCameras(dict(list(enumerate(scene.poses))[:2])), [scene]),
     ]
     table = scenes_table(reports)
     rows = [line.split()[:2] for line in table.splitlines()[1:]]
@@ -159,8 +161,10 @@ def test_tables_and_files_hold_all_methods(data, tmp_path):
 
 
 def test_the_command_measures_what_it_is_asked_for(data, tmp_path, monkeypatch, capsys):
-    scene = read_posed_scenes(data)[0]
-    monkeypatch.setattr(module, "sift_sfm", lambda paths: dict(enumerate(scene.poses)))
+    def exact(scene, **_):
+        return FoundCameras(dict(enumerate(scene.poses)), timings={"align": 1.0})
+
+    monkeypatch.setattr(module, "sift_sfm", exact)
     assert main([str(data), "--weights", "none", "--baseline", "--json", str(tmp_path / "n.json")]) == 0
     assert "sift + colmap" in capsys.readouterr().out
     assert (tmp_path / "n.json").exists()
@@ -172,5 +176,7 @@ def test_the_command_measures_what_it_is_asked_for(data, tmp_path, monkeypatch, 
 def test_colmap_that_finds_no_features_places_nothing(data):
     pytest.importorskip("pycolmap")
     scene = read_posed_scenes(data)[0]  # the room is painted in smooth colours
-    found = sift_sfm(scene.paths)
-    assert set(found) <= set(range(4))
+    for known in (False, True):
+        found = sift_sfm(scene, known_intrinsics=known)
+        assert set(found.poses) <= set(range(4))
+        assert "features" in found.timings
