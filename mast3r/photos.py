@@ -34,6 +34,7 @@ class Photo:
         known: What the user knows, in original pixels.
         constraints: The same in MODEL pixels.
         reason: Why it could not be read, one sentence.
+        source: What it was read from, to look at its full-size pixels again.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Photo:
     known: ViewConstraints
     constraints: ViewConstraints
     reason: str = ""
+    source: ImageSource | None = None
 
 
 def list_photos(images: PhotoList, constraints: Sequence[ViewConstraints | None] | None = None) -> list[View]:
@@ -110,7 +112,7 @@ def _read(model: AsymmetricMASt3R, view: View, image_size: int | None, crop: boo
         constraints = view.constraints.transformed(seen.transform)
     except ValueError as error:
         raise ValueError(f"The constraints of image {name!r} do not fit: {error}") from error
-    return Photo(name, path or image.path, image.size, seen, view.constraints, constraints)
+    return Photo(name, path or image.path, image.size, seen, view.constraints, constraints, source=view.image)
 
 
 def _path(view: View) -> Path | None:

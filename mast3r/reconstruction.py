@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
 
@@ -27,6 +27,7 @@ from dust3r.image_pairs import Edge
 from mast3r.alignment import Alignment, AlignmentName, AlignmentProblem, align
 from mast3r.cloud_opt.config import SparseConfig
 from mast3r.loading import card_of
+from mast3r.matching import in_original_pixels
 from mast3r.model import AsymmetricMASt3R
 from mast3r.pair_cache import PairCache, weights_key
 from mast3r.pair_cost import PairCost
@@ -38,6 +39,7 @@ from mast3r.pair_inference import (
 )
 from mast3r.pair_store import PairOptions, PairStore
 from mast3r.photos import Photo, PhotoList, list_photos, read_photos
+from mast3r.placed_pairs import placed_by_photos
 from mast3r.retrieval.pooled import token_similarity
 from mast3r.scene_graph import MAX_COMPLETE, GraphPlan, plan_graph
 from mast3r.stages import Progress, Stages
@@ -55,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 OnPlan: TypeAlias = "Callable[[GraphPlan], None]"
 
-STAGES = {"read": 4.0, "encode": 10.0, "graph": 1.0, "pairs": 55.0, "align": 25.0, "tracks": 5.0}
+STAGES = {"read": 4.0, "encode": 10.0, "graph": 1.0, "pairs": 45.0, "place": 10.0, "align": 25.0, "tracks": 5.0}
 """Names of the stages, in order, and about how much of the time each takes; the keys of the result's timings."""
 
 _TRACK_PX = 3.0  # model pixels: a match farther from its epipolar line, or its point, is no part of a track
@@ -76,6 +78,7 @@ class ReconstructConfig:
         sparse: Settings of the sparse alignment; None takes its defaults and `seed`.
         batch_size: Photos or pairs given to the network at once; None takes what the memory allows.
         align_device: Where to align; None takes the model's device.
+        photometric: Let the full-size photos place and check the matches, see `multiview.photometric`.
         tracks: Whether to join matches into tracks.
         seed: Seed of everything random.
 
@@ -91,6 +94,7 @@ class ReconstructConfig:
     sparse: SparseConfig | None = None
     batch_size: int | None = None
     align_device: torch.device | str | None = None
+    photometric: bool = True
     tracks: bool = True
     seed: int = 0
 
@@ -154,6 +158,7 @@ def reconstruct(
         run = _Run(model, config, stages, cache, max_memory)
         edges = run.choose([photos[k] for k in usable], _renumbered(scene_graph, usable, len(photos)), on_plan)
         problem = run.infer([photos[k] for k in usable], edges)
+        problem = run.place([photos[k] for k in usable], problem)
         with stages.stage("align") as report:
             alignment = align(problem, config.alignment, sparse=config.sparse, on_share=report)
         place = {k: n for n, k in enumerate(usable)}
@@ -228,6 +233,15 @@ class _Run:
         device = torch.device(self.config.align_device or next(self.model.parameters()).device)
         seed = self.config.seed
         return AlignmentProblem(inputs, constraints, tuple(edges), self.store, seed, self.max_memory, device)
+
+    def place(self, photos: Sequence[Photo], problem: AlignmentProblem) -> AlignmentProblem:
+        """Let the full-size photos place and check the matches of all pairs, if the configuration says so."""
+        with self.stages.stage("place") as report:
+            if not self.config.photometric:
+                return problem
+            device = next(self.model.parameters()).device
+            placed = placed_by_photos(photos, problem, device=device, on_done=_counted(report))
+            return replace(problem, placed=placed)
 
 
 @contextmanager
@@ -319,16 +333,8 @@ def _tracks(draft: Reconstruction, problem: AlignmentProblem, usable: Sequence[i
 
 def _consistent(problem: AlignmentProblem, edge: Edge, a: ReconstructedImage, b: ReconstructedImage) -> Matches:
     """The matches of a pair near their epipolar lines, in original pixels."""
-    matches, (seen_a, seen_b) = problem.matches(edge), (problem.inputs[i] for i in edge)
-    original = Matches(
-        seen_a.transform.inverse().apply(matches.xy0),
-        seen_b.transform.inverse().apply(matches.xy1),
-        matches.confidence,
-        size0=a.size,
-        size1=b.size,
-        model_size0=seen_a.size,
-        model_size1=seen_b.size,
-    )
+    seen_a, seen_b = (problem.inputs[i] for i in edge)
+    original = in_original_pixels(problem.matches(edge), (seen_a, seen_b))
     if a.camera is None or b.camera is None or a.pose is None or b.pose is None:
         return original.filter(np.zeros(len(original), bool))
     b_from_a = b.pose.inverse().compose(a.pose).world_from_cam

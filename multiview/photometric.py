@@ -23,9 +23,10 @@ from multiview.matches import Matches
 
 _AT_ONCE = 4096  # matches; bounds the memory of the patches
 _LUMA = (0.299, 0.587, 0.114)
-_DAMPING = (1e-4, 1e-4, 1e-2, 1e-2, 1e-2, 1e-2)  # of the steps (shift, bend), in units of the mean curvature
+_DAMPING = (1e-3, 1e-3, 1e-2, 1e-2, 1e-2, 1e-2)  # of the steps (shift, bend), in units of the mean curvature
 _LARGEST_STEP = 2.0  # pixels of the level
 _LARGEST_BEND = 0.3
+_NOISE = 3.0  # usual difference of two pictures of one thing, in grey levels
 _FLAT = 1e-3  # least contrast of a patch, in grey levels of 0..255
 
 
@@ -38,6 +39,8 @@ class PhotometricConfig:
         iterations: Steps at each level.
         min_correlation: Least correlation of the patches of a checked match, -1..1.
         max_move: Farthest that a match may move, in pixels of the network's input.
+        max_deviation: Where the patch has so little texture that its place is known no better than this, in the same
+            pixels, the photos have no say: the match stays where it is, and its neighbours alone decide on it.
         max_stray: Farthest that a match may lie from where its neighbours send it, in the same pixels.
         min_support: Least share of neighbours that agree, see `LocalAffines.support`.
         min_checked: With fewer checked matches than this all are kept: then it is the light that differs.
@@ -50,6 +53,7 @@ class PhotometricConfig:
     iterations: int = 8
     min_correlation: float = 0.7
     max_move: float = 2.0
+    max_deviation: float = 0.25
     max_stray: float = 6.0
     min_support: float = 0.2
     min_checked: int = 50
@@ -60,8 +64,11 @@ class PhotometricConfig:
                 "radius must be at least 2, iterations at least 1 and min_checked not negative, got "
                 f"{self.radius}, {self.iterations} and {self.min_checked}."
             )
-        if not self.max_move > 0 or not self.max_stray > 0:
-            raise ValueError(f"max_move and max_stray must be positive, got {self.max_move} and {self.max_stray}.")
+        if not min(self.max_move, self.max_deviation, self.max_stray) > 0:
+            raise ValueError(
+                "max_move, max_deviation and max_stray must be positive, got "
+                f"{self.max_move}, {self.max_deviation} and {self.max_stray}."
+            )
         if not -1 <= self.min_correlation <= 1 or not 0 <= self.min_support <= 1:
             raise ValueError(
                 "min_correlation must be in -1..1 and min_support in 0..1, got "
@@ -76,12 +83,16 @@ class PlacedMatches:
     Attributes:
         matches: All matches, in their order; the checked ones with their new `xy1`.
         correlation: (N,) correlation of both patches in the end, -1..1.
+        deviation: (N,) how well the texture of the patch in image 0 tells its place, a standard deviation in pixels
+            of image 0; large without texture, and along edges.
         support: (N,) share of neighbours that agree.
-        checked: (N,) bool: the patches look alike near the match's first place, and the neighbours agree.
+        checked: (N,) bool: the neighbours agree, and the patches look alike near the match's first place or have
+            no texture.
     """
 
     matches: Matches
     correlation: np.ndarray
+    deviation: np.ndarray
     support: np.ndarray
     checked: np.ndarray
 
@@ -117,20 +128,20 @@ def place_matches(
     shift = round(math.log2(pixel1 / pixel0))
     pyramid0 = _pyramid(image0, first, device)
     pyramid1 = _pyramid(image1, max(0, first + shift), device)
-    ends, correlations = [xy0[:0]], [xy0[:0, 0]]
+    found = [torch.zeros(0, 4, device=device)]
     for k in range(0, len(matches), _AT_ONCE):
         rows = slice(k, k + _AT_ONCE)
-        end, correlation = _placed(pyramid0, pyramid1, shift, xy0[rows], start[rows], A[rows], config)
-        ends.append(end)
-        correlations.append(correlation)
-    end, correlation = (torch.cat(v).cpu().numpy().astype(np.float32) for v in (ends, correlations))
+        found.append(_placed(pyramid0, pyramid1, shift, xy0[rows], start[rows], A[rows], config))
+    columns = torch.cat(found).cpu().numpy()
+    end, correlation, deviation = columns[:, :2], columns[:, 2], columns[:, 3]
     moved = np.linalg.norm(end - matches.xy1, axis=1)
     inside = ((end > -0.5) & (end < np.subtract(image1.size, 0.5))).all(1)
     alike = (correlation > config.min_correlation) & (moved < config.max_move * pixel1) & inside
-    placed = replace(matches, xy1=np.where(alike[:, None], end, matches.xy1))
+    telling = deviation < config.max_deviation * pixel0
+    placed = replace(matches, xy1=np.where((alike & telling)[:, None], end, matches.xy1))
     stray = np.linalg.norm(around.xy1 - matches.xy1, axis=1)
     agreed = (around.support > config.min_support) & (stray < config.max_stray * pixel1)
-    return PlacedMatches(placed, correlation, around.support, alike & agreed)
+    return PlacedMatches(placed, correlation, deviation, around.support, agreed & (alike | ~telling))
 
 
 def checked_matches(
@@ -201,10 +212,10 @@ def _placed(
     xy1: Tensor,
     A: Tensor,
     config: PhotometricConfig,
-) -> tuple[Tensor, Tensor]:
-    """New ends (N, 2) in image 1 and the correlation (N,) at the finest level."""
+) -> Tensor:
+    """(N, 4): new ends (x, y) in image 1, correlation and deviation at the finest level."""
     window = _Window.of(config.radius, xy0.device)
-    correlation = xy0.new_zeros(len(xy0))
+    correlation = deviation = xy0.new_zeros(len(xy0))
     for level0 in range(len(pyramid0) - 1, -1, -1):
         level1 = min(max(0, level0 + shift), len(pyramid1) - 1)
         stretch = 2.0 ** (level0 - level1)
@@ -212,8 +223,8 @@ def _placed(
         place, bend, correlation = patches.slid(
             pyramid1[level1], _at_level(xy1, level1), stretch * A, config.iterations
         )
-        xy1, A = _at_photo(place, level1), bend / stretch
-    return xy1, correlation
+        xy1, A, deviation = _at_photo(place, level1), bend / stretch, patches.deviation
+    return torch.column_stack([xy1, correlation, deviation])
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +263,7 @@ class _Patches:
     values: Tensor  # (N, P) normalised
     steepest: Tensor  # (N, P, 6) derivative by (shift, bend)
     solver: Tensor  # (N, 6, P): from the difference of patches to the step
+    deviation: Tensor  # (N,) of the place, in pixels of the level
 
     @classmethod
     def cut(cls, picture: Tensor, xy: Tensor, window: _Window) -> _Patches:
@@ -267,7 +279,10 @@ class _Patches:
         curvature = weighted.mT @ steepest
         mean = curvature.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-9)[:, None, None]
         damped = curvature + mean * torch.diag(torch.tensor(_DAMPING, device=xy.device))
-        return cls(window, values, steepest, torch.linalg.solve(damped, weighted.mT))
+        covariance = torch.linalg.inv(curvature + 1e-6 * mean * torch.eye(6, device=xy.device))
+        spread = covariance[:, :2, :2].diagonal(dim1=1, dim2=2).sum(-1).clamp_min(0)
+        deviation = (spread * (window.weights**2).sum()).sqrt() * _NOISE / contrast[:, 0]
+        return cls(window, values, steepest, torch.linalg.solve(damped, weighted.mT), deviation)
 
     def slid(self, picture: Tensor, xy: Tensor, A: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
         """Place (N, 2), bend (N, 2, 2) and correlation (N,) in image 1; the first ones where steps do not help."""

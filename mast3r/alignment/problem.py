@@ -46,6 +46,7 @@ class AlignmentProblem:
         seed: Seed of everything random.
         max_memory: Bytes to stay within, if bounded.
         device: Where to align; None takes the CPU.
+        placed: Matches in model pixels, by pair, that take the place of those in the store.
     """
 
     inputs: tuple[ModelInput, ...]
@@ -55,6 +56,7 @@ class AlignmentProblem:
     seed: int = 0
     max_memory: int | None = None
     device: torch.device | None = None
+    placed: Mapping[Edge, MapMatches] = field(default_factory=dict)
 
     def pair(self, edge: Edge) -> PairEntry:
         """The entry of a pair."""
@@ -62,6 +64,8 @@ class AlignmentProblem:
 
     def matches(self, edge: Edge) -> MapMatches:
         """The matches of a pair, in model pixels."""
+        if edge in self.placed:
+            return self.placed[edge]
         return self.store.matches(*(self.inputs[i].key for i in edge))
 
 

@@ -31,6 +31,7 @@ STEP_WORDS = {
     "encode": "Looking at each photo",
     "graph": "Choosing which photos to compare",
     "pairs": "Comparing photos",
+    "place": "Placing matches",
     "align": "Fitting cameras and points",
     "tracks": "Following points through the photos",
 }

@@ -95,7 +95,16 @@ def test_photos_without_contrast_move_nothing():
     flat = photo(np.full((SIZE[1], SIZE[0]), 90.0))
     placed = place_matches(matches, flat, flat)
     np.testing.assert_array_equal(placed.matches.xy1, matches.xy1)
-    assert not placed.checked.any()
+    assert placed.checked.all()  # by their neighbours alone
+    assert (placed.deviation > 1).all()
+
+
+def test_along_an_edge_nothing_moves():
+    """Stripes tell one coordinate only; a match that would slide along them stays."""
+    matches = matched(np.eye(2), np.zeros(2), 0.0)
+    stripes = photo(127 + 100 * np.sin(grid()[..., 0] / 3))
+    placed = place_matches(matches, stripes, stripes)
+    np.testing.assert_array_equal(placed.matches.xy1, matches.xy1)
 
 
 def test_photos_of_unlike_size():
