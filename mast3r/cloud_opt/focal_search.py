@@ -25,6 +25,7 @@ _MAX_SAMPLE = 250  # matches of a pair
 _ROUNDS = 300
 _NOISE = 1.2 / 224  # epipolar distance of a good match, as a share of the longer side
 _INFORMATION = 20.0  # independent matches of a pair: neighbours err alike
+_USABLE = 0.7  # misfit of a pair with the best focal; wrong matches have more
 _MIXED = 0.02  # share of matches that the pointmaps' own focals explain beyond any common one, if cameras differ
 
 
@@ -65,7 +66,12 @@ def search_focals(
         best = sorted(inside, key=lambda pair: -float(pair.confidence.sum()))[:_MAX_PAIRS]
         guess = float(np.exp(np.median(np.log(np.sqrt(K[images, 0, 0] * K[images, 1, 1]))))) / size[-1]
         samples = [_sample(pair, K, size[-1], seed) for pair in best]
-        focal = _most_probable(samples, guess, seed)
+        cost = np.array([[_misfit(sample, focal, seed) for focal in TRIED] for sample in samples])
+        usable = cost.min(axis=1) < _USABLE
+        if usable.sum() < _MIN_PAIRS:
+            continue
+        samples = [sample for sample, good in zip(samples, usable) if good]
+        focal = _most_probable(cost[usable].sum(axis=0), guess)
         own, new = (np.mean([_misfit(s, f, seed) for s in samples]) for f in (None, focal))
         if new - own > _MIXED:
             continue
@@ -86,11 +92,15 @@ def _sample(pair: PairObservation, K: np.ndarray, side: float, seed: int) -> _Sa
     return _Sample(xy_i, xy_j, (focal_i, focal_j))
 
 
-def _most_probable(samples: Sequence[_Sample], guess: float, seed: int) -> float:
-    """The focal of least cost in units of the longer side, between the tried ones by a parabola."""
+def _most_probable(misfit: np.ndarray, guess: float) -> float:
+    """The focal of least cost in units of the longer side, between the tried ones by a parabola.
+
+    Args:
+        misfit: Sum over pairs of `_misfit` for each of `TRIED`.
+        guess: What the pointmaps suggest.
+    """
     log = np.log(TRIED)
-    cost = np.array([sum(_misfit(sample, focal, seed) for sample in samples) for focal in TRIED])
-    cost = _INFORMATION * cost + _prior_cost(log, np.log(guess))
+    cost = _INFORMATION * misfit + _prior_cost(log, np.log(guess))
     k = int(cost.argmin())
     if not 0 < k < len(TRIED) - 1:
         return float(TRIED[k])
