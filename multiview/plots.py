@@ -12,6 +12,7 @@ import PIL.ImageDraw
 
 from multiview.export import DrawnCamera
 from multiview.images import ImageSource, as_image
+from multiview.pointmaps import without_rounding
 
 if TYPE_CHECKING:
     from multiview.matches import Matches
@@ -116,7 +117,7 @@ def depth_picture(depth: np.ndarray, mask: np.ndarray | None = None) -> PIL.Imag
 
 def confidence_picture(confidence: np.ndarray) -> PIL.Image.Image:
     """A confidence map in colours, bright is confident; the colour follows the logarithm."""
-    confidence = np.asarray(confidence, dtype=np.float64)
+    confidence = without_rounding(confidence)
     logarithm = np.log(np.maximum(confidence, 1e-12))
     return PIL.Image.fromarray(colorize(logarithm, confidence > 0, cmap="viridis"))
 

@@ -51,7 +51,8 @@ class Pointmap:
         """Where the point is finite and among the more confident ones.
 
         Args:
-            percentile: 0..100; share of the valid pixels to drop, least confident first.
+            percentile: 0..100; share of the valid pixels to drop, least confident first. Pixels of equal confidence
+                (see `without_rounding`) are dropped together or kept together, rather kept.
 
         Returns:
             (H, W) bool.
@@ -61,7 +62,8 @@ class Pointmap:
         valid = self.valid & np.isfinite(self.confidence)
         if not valid.any():
             return valid
-        return valid & (self.confidence >= np.percentile(self.confidence[valid], percentile))
+        confidence = without_rounding(self.confidence)
+        return valid & (confidence >= np.percentile(confidence[valid], percentile))
 
     def moved(self, pose: Pose, frame: str) -> Pointmap:
         """The same points in another frame.
@@ -75,3 +77,21 @@ class Pointmap:
     def __repr__(self) -> str:
         width, height = self.size
         return f"Pointmap({width}x{height} in {self.frame}, median confidence {np.median(self.confidence):.3g})"
+
+
+def without_rounding(confidence: np.ndarray) -> np.ndarray:
+    """Confidence to five digits.
+
+    A network that learned no confidence says 1 + exp(c) of very negative c: the differences that are left are those
+    of rounding, and follow the rows of the map.
+
+    Args:
+        confidence: Any shape.
+
+    Returns:
+        Float64 of that shape; equal where confidences differ by less than a hundred-thousandth.
+    """
+    confidence = np.asarray(confidence, dtype=np.float64)
+    positive = np.isfinite(confidence) & (confidence > 0)
+    rounded = np.exp(np.round(np.log(np.where(positive, confidence, 1.0)), 5))
+    return np.where(positive, rounded, confidence)

@@ -19,7 +19,7 @@ import numpy as np
 from multiview.cameras import Camera
 from multiview.export import CAMERA_COLORS
 from multiview.files import atomic_write
-from multiview.pointmaps import Pointmap
+from multiview.pointmaps import Pointmap, without_rounding
 from multiview.poses import Pose
 from multiview.reconstruction import Reconstruction
 from multiview.results import PairResult
@@ -140,10 +140,11 @@ def write_scene_file(path: Path, scene: ShownScene, *, max_points: int = MAX_POI
 
 
 def confidence_ranks(pointmap: Pointmap) -> np.ndarray:
-    """(H, W) uint8: 0 where there is no point, else 1..255 from least to most confident."""
+    """(H, W) uint8: 0 where there is no point, else 1..255 from least to most confident; equals share the highest."""
     usable = pointmap.valid & np.isfinite(pointmap.confidence)
     ranks = np.zeros(usable.shape, dtype=np.uint8)
-    order = np.argsort(np.argsort(pointmap.confidence[usable], kind="stable"), kind="stable")
+    confidence = without_rounding(pointmap.confidence)[usable]
+    order = np.searchsorted(np.sort(confidence), confidence, side="right") - 1
     ranks[usable] = 1 + order * _RANKS // max(len(order) - 1, 1)
     return ranks
 

@@ -109,6 +109,14 @@ def test_pointmap():
     assert not Pointmap(np.full((2, 2, 3), np.nan), np.ones((2, 2)), "x").confident(10).any()
 
 
+def test_a_confidence_that_tells_nothing_drops_nothing():
+    """What float32 leaves of 1 + exp(-15) differs by rounding only."""
+    rounding = np.float32(1) + np.arange(20, dtype=np.float32).reshape(4, 5) * np.float32(1e-7)
+    assert Pointmap(np.ones((4, 5, 3)), rounding, "x").confident(50).all()
+    heavy = np.geomspace(1.01, 1e6, 20).reshape(4, 5)
+    assert Pointmap(np.ones((4, 5, 3)), heavy, "x").confident(50).sum() == 10
+
+
 def test_pair_result_facts(pair):
     assert "metric-predicted" in repr(pair)
     assert "baseline 0.415 m" in repr(pair)
