@@ -149,6 +149,7 @@ class _Field:
 
     @classmethod
     def build(cls, depth_map: DepthMap, samples: DepthSamples, config: FieldConfig) -> _Field:
+        """The equations of one map; raises ValueError if no sample lies on a pixel with depth."""
         log_depth = _log(depth_map.depth)
         height, width = log_depth.shape
         column, row = np.rint(samples.xy).astype(int).clip(0, (width - 1, height - 1)).T

@@ -267,6 +267,7 @@ class _Patches:
 
     @classmethod
     def cut(cls, picture: Tensor, xy: Tensor, window: _Window) -> _Patches:
+        """The patches around (N, 2) pixels of a picture (H, W)."""
         side = 2 * window.radius + 3
         wide = _sample(picture, xy[:, None] + _square(window.radius + 1, xy.device)).view(-1, side, side)
         values, contrast = window.normalised(wide[:, 1:-1, 1:-1].flatten(1))
