@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from mast3r.evaluation.command import run_command, save_scores
 from mast3r.evaluation.datasets import GT_FILE
 from mast3r.evaluation.scenes import PosedScene, read_posed_scenes
-from multiview.files import atomic_write
 
 NEIGHBOURS = 5
 """Photos looked up for each."""
@@ -124,17 +123,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m mast3r.evalua
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        scores = _measured(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    if args.json is not None:
-        with atomic_write(args.json) as file:
-            file.write(json.dumps([asdict(score) for score in scores], indent=1).encode())
-    sys.stdout.write(retrieval_table(scores) + "\n")
-    return 0
+    return run_command(lambda: _measured(args), retrieval_table, save_scores, args.json)
 
 
 def _measured(args: argparse.Namespace) -> list[RetrievalScore]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from mast3r.evaluation.command import run_command
 from mast3r.evaluation.datasets import GT_FILE, LOW_CONFIDENCE, DatasetError
 from multiview.files import atomic_write
 from multiview.metrics import pose_auc, rotation_error_deg, translation_error_deg
@@ -414,17 +415,12 @@ def get_args_parser(prog: str = "python -m mast3r.evaluation.scenes") -> argpars
 def main(argv: Sequence[str] | None = None, prog: str = "python -m mast3r.evaluation.scenes") -> int:
     """Run the command; returns its exit status."""
     args = get_args_parser(prog).parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        scenes = read_posed_scenes(args.data, args.scenes)
-        reports = [evaluate_method(name, method, scenes) for name, method in _methods(args).items()]
-    except (ValueError, OSError, ImportError) as error:  # what is wrong with the user's data or set-up
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    if args.json is not None:
-        save_scenes(args.json, reports)
-    sys.stdout.write(scenes_table(reports) + "\n")
-    return 0
+    return run_command(lambda: _measured(args), scenes_table, save_scenes, args.json)
+
+
+def _measured(args: argparse.Namespace) -> list[ScenesReport]:
+    scenes = read_posed_scenes(args.data, args.scenes)
+    return [evaluate_method(name, method, scenes) for name, method in _methods(args).items()]
 
 
 def _methods(args: argparse.Namespace) -> dict[str, Method]:
@@ -458,6 +454,7 @@ def _network_method(model: AsymmetricMASt3R, way: AlignmentName, args: argparse.
     config = ReconstructConfig(image_size=args.image_size, alignment=way, tracks=adjusted)
 
     def run(scene: PosedScene) -> FoundCameras:
+        """Cameras of the largest part of the scene."""
         views = [ViewConstraints(K=fixed(K)) if args.known_intrinsics and K is not None else None for K in scene.K]
         found = reconstruct(
             model, scene.paths, scene_graph=args.scene_graph, views=views, config=config, cache_dir=args.cache
