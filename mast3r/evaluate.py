@@ -19,7 +19,9 @@ from mast3r.evaluation.datasets import EvaluationScene, read_pair_list, read_sce
 from mast3r.evaluation.report import Report, save_reports, table
 from mast3r.evaluation.runner import EvaluationConfig, PairMatcher, evaluate_scenes
 from mast3r.evaluation.scores import Thresholds
+from mast3r.pair_options import add_pair_options, pair_config
 
+_FLAGS = ("subsample", "photometric", "closer_look", "refine")
 STDOUT = Path("-")
 """Takes the place of a file's name where the numbers go to the terminal."""
 
@@ -38,18 +40,10 @@ def get_args_parser(prog: str = "python -m mast3r.evaluate") -> argparse.Argumen
     parser.add_argument("--images", type=Path, help="folder of the images of a .txt pair list")
     parser.add_argument("--max_pairs", type=int, help="at most so many pairs of each scene, evenly spread")
     parser.add_argument("--max_matches", type=int, help="judge so many most confident matches of a pair")
-    parser.add_argument("--subsample", type=int, default=8, help="spacing of the search for matches, model pixels")
+    add_pair_options(parser, _FLAGS)
     parser.add_argument(
         "--resolution", choices=["coarse", "fine"], default="coarse",
         help="fine matches the photos window by window at full size, no depth and focal length (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--photometric", action=argparse.BooleanOptionalAction, default=True,
-        help="let the photos place and check the matches",
-    )  # fmt: skip
-    parser.add_argument(
-        "--refine", action=argparse.BooleanOptionalAction, default=True,
-        help="let matches correct focal lengths and depth",
     )  # fmt: skip
     parser.add_argument("--matches_only", action="store_true", help="no depth and focal length: half the time")
     parser.add_argument("--pose_px", type=float, default=1.0, help="RANSAC threshold of poses, stored pixels")
@@ -122,10 +116,9 @@ def _network(args: argparse.Namespace) -> PairMatcher:
     from dust3r.utils.processes import resolve_device
     from mast3r.evaluation.networks import NetworkMatcher
     from mast3r.loading import card_of, load
-    from mast3r.predictor import PairConfig
 
     model = load(args.weights, device=resolve_device(args.device))
-    config = PairConfig(subsample=args.subsample, photometric=args.photometric, refine_geometry=args.refine)
+    config = pair_config(args, _FLAGS)
     name = card_of(model).name + ("-fine" if args.resolution == "fine" else "")
     return NetworkMatcher(model, name, config, pointmaps=not args.matches_only, resolution=args.resolution)
 

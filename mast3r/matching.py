@@ -10,10 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from mast3r.closer_look import checked_or_closer
 from mast3r.model import AsymmetricMASt3R
 from mast3r.network_tiles import NetworkTiles
 from mast3r.pair_config import PairConfig
-from mast3r.pair_matching import MapMatches, match_keypoints, match_orders
+from mast3r.pair_matching import in_original_pixels, match_keypoints, match_orders, whole_size
 from mast3r.tiled_matching import (
     Keypoints,
     match_coarse_to_fine,
@@ -25,7 +26,7 @@ from mast3r.two_view import Described, ModelInput, TokenCache, describe, model_i
 from mast3r.utils.coarse_to_fine import WindowConfig
 from multiview.images import Image, ImageSource, as_image
 from multiview.matches import Matches
-from multiview.photometric import checked_matches
+from multiview.photometric import MatchPlacer, checked_matches
 
 Resolution = Literal["coarse", "fine"]
 """At which resolution photos are matched: that of the network's input, or their own."""
@@ -95,13 +96,14 @@ def match(
         masks=(mask_a, mask_b),
         config=config,
     )
-    inputs, seen = _see(model, job, cache)
+    cache = token_cache(model, cache)
+    inputs, seen = _see(cache, job)
     if resolution == "fine":
-        matches = _match_fine(model, job, inputs, seen, max_image_size)
+        matches = _match_fine(cache, job, inputs, seen, max_image_size)
+    elif job.has_keypoints:
+        matches = _match_keypoints(job, inputs, seen)
     else:
-        matches = _match_keypoints(job, inputs, seen) if job.has_keypoints else _match_pixels(job, inputs, seen)
-    if not job.has_keypoints:
-        matches = placed(matches, job.images, model, config).masked(*job.masks)
+        matches = _match_pixels(cache, job, inputs, seen)
     return most_confident(matches, config)
 
 
@@ -129,14 +131,11 @@ def _checked_keypoints(xy: np.ndarray | None, name: str) -> np.ndarray | None:
     return xy
 
 
-def _see(
-    model: AsymmetricMASt3R, job: _Job, cache: TokenCache | None
-) -> tuple[list[ModelInput], tuple[Described, Described]]:
+def _see(cache: TokenCache, job: _Job) -> tuple[list[ModelInput], tuple[Described, Described]]:
     """Both photos as the network sees them whole, decoded in order (0, 1)."""
-    config = job.config
+    model, config = cache.model, job.config
     inputs = [model_input(model, image, image_size=config.image_size, crop=config.crop) for image in job.images]
-    tokens = token_cache(model, cache).encode(inputs)
-    return inputs, describe(model, tokens, [x.shape for x in inputs], [(0, 1)])[0]
+    return inputs, describe(model, cache.encode(inputs), [x.shape for x in inputs], [(0, 1)])[0]
 
 
 def token_cache(model: AsymmetricMASt3R, cache: TokenCache | None) -> TokenCache:
@@ -151,9 +150,12 @@ def token_cache(model: AsymmetricMASt3R, cache: TokenCache | None) -> TokenCache
 
 
 @torch.inference_mode()
-def _match_pixels(job: _Job, inputs: Sequence[ModelInput], seen: tuple[Described, Described]) -> Matches:
-    """Coarse matches of any pixels."""
-    return in_original_pixels(match_orders([seen], job.config), inputs).masked(*job.masks)
+def _match_pixels(
+    cache: TokenCache, job: _Job, inputs: Sequence[ModelInput], seen: tuple[Described, Described]
+) -> Matches:
+    """Coarse matches of any pixels, placed by the photos."""
+    found = in_original_pixels(match_orders([seen], job.config), inputs)
+    return placed(found, job.images, cache, job.config).masked(*job.masks)
 
 
 @torch.inference_mode()
@@ -168,7 +170,7 @@ def _match_keypoints(job: _Job, inputs: Sequence[ModelInput], seen: tuple[Descri
 
 
 def _match_fine(
-    model: AsymmetricMASt3R,
+    cache: TokenCache,
     job: _Job,
     inputs: Sequence[ModelInput],
     seen: tuple[Described, Described],
@@ -177,13 +179,13 @@ def _match_fine(
     """Window by window, each level of resolution led by the matches of the one before."""
     if max_image_size is not None and max_image_size < 1:
         raise ValueError(f"max_image_size must be None or a positive number of pixels, got {max_image_size}.")
-    config, tiles = job.config, NetworkTiles(model, job.config)
-    seen_sizes = [_whole_size(x) for x in inputs]
+    config, tiles = job.config, NetworkTiles(cache.model, job.config)
+    seen_sizes = [whole_size(x) for x in inputs]
     sizes = [image.size for image in job.images]
     levels = max(pyramid_levels(size, whole, max_image_size) for size, whole in zip(sizes, seen_sizes))
-    if levels == 0:
-        return _match_keypoints(job, inputs, seen) if job.has_keypoints else _match_pixels(job, inputs, seen)
-    matches = _match_pixels(job, inputs, seen)
+    if levels == 0 and job.has_keypoints:
+        return _match_keypoints(job, inputs, seen)
+    matches = _match_pixels(cache, job, inputs, seen)
     windows = WindowConfig(size=tiles.side)
     scales = [pyramid_scales(size, whole, levels, max_image_size) for size, whole in zip(sizes, seen_sizes)]
     for level, scale in enumerate(zip(*scales)):
@@ -200,40 +202,28 @@ def _match_fine(
             border=config.border_px,
             scale=scale,
         ).masked(*job.masks)
-    return matches
+    unchecked = config.photometric and levels > 0 and not job.has_keypoints
+    return checked_matches(matches, *job.images, device=_device(cache)) if unchecked else matches
 
 
-def _whole_size(x: ModelInput) -> tuple[int, int]:
-    """(width, height) that the whole photo would have at the scale of a possibly cropped input."""
-    scale = np.diag(x.transform.matrix)[:2]
-    width, height = np.array(x.transform.size_from) * scale
-    return max(1, round(width)), max(1, round(height))
+# --- what is kept ---
 
 
-# --- from model pixels to original pixels ---
+def placed(matches: Matches, images: tuple[Image, Image], cache: TokenCache, config: PairConfig) -> Matches:
+    """Dense matches of two whole photos, placed and checked by the photos if the configuration says so.
 
-
-def in_original_pixels(found: MapMatches, inputs: Sequence[ModelInput]) -> Matches:
-    """Matches of two network inputs as matches of the photos they were made from."""
-    first, second = (x.transform for x in inputs)
-    return Matches(
-        first.inverse().apply(found.xy0),
-        second.inverse().apply(found.xy1),
-        found.confidence,
-        size0=first.size_from,
-        size1=second.size_from,
-        model_size0=first.size_to,
-        model_size1=second.size_to,
-        index0=found.index0,
-        index1=found.index1,
-    )
-
-
-def placed(matches: Matches, images: tuple[Image, Image], model: AsymmetricMASt3R, config: PairConfig) -> Matches:
-    """Dense matches placed and checked by the photos, if the configuration says so."""
+    Where the photos confirm few of them, parts of the photos are matched instead (`mast3r.closer_look`).
+    """
     if not config.photometric:
         return matches
-    return checked_matches(matches, *images, device=next(model.parameters()).device)
+    placer = MatchPlacer(*images, device=_device(cache))
+    if config.closer_look:
+        return checked_or_closer(cache, images, matches, placer, config)
+    return placer.check(matches)
+
+
+def _device(cache: TokenCache) -> torch.device:
+    return next(cache.model.parameters()).device
 
 
 def most_confident(matches: Matches, config: PairConfig) -> Matches:

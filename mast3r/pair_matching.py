@@ -18,7 +18,8 @@ from mast3r.fast_nn import ReciprocalMatches, index_to_xy, match_reciprocal_batc
 from mast3r.nearest import NearestSearch
 from mast3r.pair_config import PairConfig
 from mast3r.subpixel import refine_matches, refine_positions, sample_map
-from mast3r.two_view import Described
+from mast3r.two_view import Described, ModelInput
+from multiview.matches import Matches
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,3 +213,29 @@ def _match_both_lists(points0: _Points, points1: _Points, config: PairConfig) ->
     confidence = (points0.confidence * points1.confidence).sqrt()
     found = MapMatches(*(_array(v) for v in (points0.xy, points1.xy, confidence)))
     return replace(found, index0=points0.index.cpu().numpy(), index1=points1.index.cpu().numpy())
+
+
+# --- from model pixels to original pixels ---
+
+
+def in_original_pixels(found: MapMatches, inputs: Sequence[ModelInput]) -> Matches:
+    """Matches of two network inputs as matches of the photos they were made from."""
+    first, second = (x.transform for x in inputs)
+    return Matches(
+        first.inverse().apply(found.xy0),
+        second.inverse().apply(found.xy1),
+        found.confidence,
+        size0=first.size_from,
+        size1=second.size_from,
+        model_size0=whole_size(inputs[0]),
+        model_size1=whole_size(inputs[1]),
+        index0=found.index0,
+        index1=found.index1,
+    )
+
+
+def whole_size(x: ModelInput) -> tuple[int, int]:
+    """(width, height) that the whole photo would have at the scale of a possibly cropped input."""
+    scale = np.diag(x.transform.matrix)[:2]
+    width, height = np.array(x.transform.size_from) * scale
+    return max(1, round(width)), max(1, round(height))

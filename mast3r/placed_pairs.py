@@ -15,21 +15,24 @@ import torch
 
 from dust3r.image_pairs import Edge
 from mast3r.alignment.problem import AlignmentProblem
-from mast3r.matching import in_original_pixels
-from mast3r.pair_matching import MapMatches
+from mast3r.closer_look import checked_or_closer
+from mast3r.pair_config import PairConfig
+from mast3r.pair_matching import MapMatches, in_original_pixels
 from mast3r.photos import Photo
+from mast3r.two_view import TokenCache
 from multiview.images import Image, ImageError, as_image
-from multiview.photometric import PhotometricConfig, checked_matches
+from multiview.photometric import GreyPyramid, MatchPlacer, PhotometricConfig
 
 logger = logging.getLogger(__name__)
 
-_HELD_PIXELS = 60_000_000  # of the photos that are held at once
+_HELD_PIXELS = 40_000_000  # of the photos that are held at once, 14 bytes each
 
 
 def placed_by_photos(
     photos: Sequence[Photo],
     problem: AlignmentProblem,
     *,
+    closer: tuple[TokenCache, PairConfig] | None = None,
     config: PhotometricConfig | None = None,
     device: torch.device | None = None,
     on_done: Callable[[int, int], None] | None = None,
@@ -39,17 +42,23 @@ def placed_by_photos(
     Args:
         photos: The photos of the problem, in its order.
         problem: Whose matches are placed.
+        closer: The network, and how it matches pairs, to look closer where the photos confirm few matches (see
+            `mast3r.closer_look`); None for no closer look.
         config: How it is done.
         device: Where it is computed; default the CPU.
         on_done: Told after each pair: how many are done, and how many there are.
     """
-    held, placed = _Held(photos), {}
+    held, placed = _Held(photos, device), {}
     for done, edge in enumerate(sorted(problem.edges), start=1):
         inputs = (problem.inputs[edge[0]], problem.inputs[edge[1]])
         found = in_original_pixels(problem.matches(edge), inputs)
         try:
-            image0, image1 = held.image(edge[0]), held.image(edge[1])
-            found = checked_matches(found, image0, image1, config=config, device=device)
+            (image0, grey0), (image1, grey1) = held.photo(edge[0]), held.photo(edge[1])
+            placer = MatchPlacer(grey0, grey1, config=config)
+            if closer is None:
+                found = placer.check(found)
+            else:
+                found = checked_or_closer(closer[0], (image0, image1), found, placer, closer[1])
         except (ImageError, ValueError) as error:
             names = photos[edge[0]].name, photos[edge[1]].name
             logger.warning("matches of %s and %s stay as they are: %s", *names, error)
@@ -62,13 +71,13 @@ def placed_by_photos(
 
 
 class _Held:
-    """Full-size photos, the last used ones in memory."""
+    """Full-size photos and their smaller pictures, the last used ones in memory."""
 
-    def __init__(self, photos: Sequence[Photo]) -> None:
-        self._photos = photos
-        self._images: OrderedDict[int, Image] = OrderedDict()
+    def __init__(self, photos: Sequence[Photo], device: torch.device | None) -> None:
+        self._photos, self._device = photos, device
+        self._images: OrderedDict[int, tuple[Image, GreyPyramid]] = OrderedDict()
 
-    def image(self, index: int) -> Image:
+    def photo(self, index: int) -> tuple[Image, GreyPyramid]:
         """Photo `index`; raises ImageError if it cannot be read any more."""
         if index in self._images:
             self._images.move_to_end(index)
@@ -76,7 +85,8 @@ class _Held:
         source = self._photos[index].source
         if source is None:
             raise ImageError(f"{self._photos[index].name} has no pixels.")
-        self._images[index] = image = as_image(source)
-        while len(self._images) > 2 and sum(i.width * i.height for i in self._images.values()) > _HELD_PIXELS:
+        image = as_image(source)
+        self._images[index] = found = image, GreyPyramid(image, self._device)
+        while len(self._images) > 2 and sum(i.width * i.height for i, _ in self._images.values()) > _HELD_PIXELS:
             self._images.popitem(last=False)
-        return image
+        return found

@@ -16,11 +16,11 @@ import torch
 
 from mast3r.focal_priors import focal_prior
 from mast3r.loading import card_of, load
-from mast3r.matching import in_original_pixels, match, most_confident, placed, token_cache
+from mast3r.matching import match, most_confident, placed, token_cache
 from mast3r.model import AsymmetricMASt3R
 from mast3r.pair_config import PairConfig
 from mast3r.pair_geometry import PairPose, SeenMap, estimate_camera, estimate_pose
-from mast3r.pair_matching import match_pairs
+from mast3r.pair_matching import in_original_pixels, match_pairs
 from mast3r.pair_refinement import ViewEvidence, refine_pair
 from mast3r.two_view import ModelInput, Seen, TokenCache, decode, fit_whole_image, model_input
 from multiview.cameras import Camera
@@ -204,7 +204,7 @@ def _predict_together(
     with clock.step("match"):
         ends = [(inputs[i], inputs[j]) for i, j in pairs]
         found = [in_original_pixels(m, x) for m, x in zip(match_pairs(both, config), ends)]
-        found = [placed(m, (photos[i].image, photos[j].image), model, config) for (i, j), m in zip(pairs, found)]
+        found = [placed(m, (photos[i].image, photos[j].image), cache, config) for (i, j), m in zip(pairs, found)]
         matches = [most_confident(m, config) for m in found]
     with clock.step("pose"):
         posed = [_posed((photos[i], photos[j]), o, m, config) for (i, j), o, m in zip(pairs, both, matches)]

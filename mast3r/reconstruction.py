@@ -27,9 +27,9 @@ from dust3r.image_pairs import Edge
 from mast3r.alignment import Alignment, AlignmentName, AlignmentProblem, align
 from mast3r.cloud_opt.config import SparseConfig
 from mast3r.loading import card_of
-from mast3r.matching import in_original_pixels
 from mast3r.model import AsymmetricMASt3R
 from mast3r.pair_cache import PairCache, weights_key
+from mast3r.pair_config import PairConfig
 from mast3r.pair_cost import PairCost
 from mast3r.pair_inference import (
     DEFAULT_MEMORY,
@@ -37,13 +37,14 @@ from mast3r.pair_inference import (
     encode_images,
     infer_pairs,
 )
+from mast3r.pair_matching import in_original_pixels
 from mast3r.pair_store import PairOptions, PairStore
 from mast3r.photos import Photo, PhotoList, list_photos, read_photos
 from mast3r.placed_pairs import placed_by_photos
 from mast3r.retrieval.pooled import token_similarity
 from mast3r.scene_graph import MAX_COMPLETE, GraphPlan, plan_graph
 from mast3r.stages import Progress, Stages
-from mast3r.two_view import ModelInput
+from mast3r.two_view import ModelInput, TokenCache
 from multiview.cameras import Camera
 from multiview.matches import Matches
 from multiview.metrics import epipolar_errors
@@ -79,6 +80,8 @@ class ReconstructConfig:
         batch_size: Photos or pairs given to the network at once; None takes what the memory allows.
         align_device: Where to align; None takes the model's device.
         photometric: Let the full-size photos place and check the matches, see `multiview.photometric`.
+        closer_look: Match parts of photos where the photos confirm few matches, ten seconds for each such pair on a
+            laptop (see `mast3r.closer_look`). Needs `photometric`.
         tracks: Whether to join matches into tracks.
         seed: Seed of everything random.
 
@@ -95,6 +98,7 @@ class ReconstructConfig:
     batch_size: int | None = None
     align_device: torch.device | str | None = None
     photometric: bool = True
+    closer_look: bool = False
     tracks: bool = True
     seed: int = 0
 
@@ -240,7 +244,9 @@ class _Run:
             if not self.config.photometric:
                 return problem
             device = next(self.model.parameters()).device
-            placed = placed_by_photos(photos, problem, device=device, on_done=_counted(report))
+            options = PairConfig(image_size=self.config.image_size, crop=self.config.crop)
+            closer = (TokenCache(self.model), options) if self.config.closer_look else None
+            placed = placed_by_photos(photos, problem, closer=closer, device=device, on_done=_counted(report))
             return replace(problem, placed=placed)
 
 

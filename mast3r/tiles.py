@@ -45,6 +45,12 @@ class Tile:
         crop = ImageTransform.crop((self.box[2], self.box[3]), self.box)
         return crop.compose(ImageTransform.resize(crop.size_to, self.size))
 
+    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the whole image at the resolution of the tile, for its original `size`."""
+        sides = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        width, height = (max(1, round(a * to / side)) for a, to, side in zip(size, self.size, sides))
+        return width, height
+
     def draw(self, image: Image) -> np.ndarray:
         """The tile's pixels (H, W, 3) uint8."""
         if self.camera is not None:

@@ -124,9 +124,13 @@ def small_model(**changes: Any) -> dict[str, Any]:
 
 
 def small_criterion() -> Criterion:
-    """Pointmap regression beside descriptor matching, whose gradient in the encoder is still ten times larger."""
+    """Pointmap regression beside descriptor matching, whose gradient in the encoder is still ten times larger.
+
+    The best confidence of a point is alpha / error and never below 1: with the published alpha of 0.2 a small model,
+    whose errors are larger than that, says 1 everywhere.
+    """
     matching = MatchingLoss(InfoNCE(0.07, mode="proper"))
-    regression = ConfLoss(Regr3D(L21, norm_mode="?avg_dis"), alpha=0.2)
+    regression = ConfLoss(Regr3D(L21, norm_mode="?avg_dis"), alpha=1.0)
     return 2.0 * regression + matching + 0.3 * ConfMatchingLoss(matching, alpha=3.0, confmode="mean")
 
 
@@ -137,6 +141,10 @@ SMALL_CURRICULUM = (
 
 LONGER_CURRICULUM = (
     Stage(0.55, 112, 112, 16, overlap_start=(0.15, 0.9), overlap_end=(0.1, 0.9), difficulty=(0.8, 1.0), n_corres=512),
+    Stage(1.0, 224, 224, 6, overlap_start=(0.1, 0.9), overlap_end=(0.1, 0.9), difficulty=(1.0, 1.0), n_corres=1024),
+)
+
+FINE_CURRICULUM = (
     Stage(1.0, 224, 224, 6, overlap_start=(0.1, 0.9), overlap_end=(0.1, 0.9), difficulty=(1.0, 1.0), n_corres=1024),
 )
 
@@ -163,6 +171,8 @@ PRESETS: dict[str, Preset] = {
     "small-224": SMALL,
     # goes on where small-224 ended, with `--init_from` its weights: the full difficulty from the first step
     "small-224-longer": replace(SMALL, config=replace(SMALL.config, lr=1.5e-3, curriculum=LONGER_CURRICULUM)),
+    # goes on from there at the full image size only, in bfloat16 wherever it runs
+    "small-224-fine": replace(SMALL, config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM)),
     "tiny": Preset(  # for trying things out and for tests: learns nothing useful, runs in seconds
         model=small_model(
             img_size=(64, 64),

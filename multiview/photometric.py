@@ -88,6 +88,7 @@ class PlacedMatches:
         support: (N,) share of neighbours that agree.
         checked: (N,) bool: the neighbours agree, and the patches look alike near the match's first place or have
             no texture.
+        telling: (N,) bool: the patch in image 0 has the texture that tells its place.
     """
 
     matches: Matches
@@ -95,6 +96,81 @@ class PlacedMatches:
     deviation: np.ndarray
     support: np.ndarray
     checked: np.ndarray
+    telling: np.ndarray
+
+    @property
+    def confirmed(self) -> np.ndarray:
+        """(N,) bool: checked, and it is the patches that say so."""
+        return self.checked & self.telling
+
+    def kept(self, least: int) -> Matches:
+        """The checked matches; all if they are fewer than `least`."""
+        return self.matches.filter(self.checked) if self.checked.sum() >= least else self.matches
+
+
+class MatchPlacer:
+    """Places and checks matches between two photos; their smaller pictures are made once.
+
+    Args:
+        image0: Photo 0.
+        image1: Photo 1.
+        config: How it is done.
+        device: Where it is computed; default the CPU.
+    """
+
+    def __init__(
+        self,
+        image0: Image | GreyPyramid,
+        image1: Image | GreyPyramid,
+        *,
+        config: PhotometricConfig | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.config = config or PhotometricConfig()
+        self._photos = tuple(i if isinstance(i, GreyPyramid) else GreyPyramid(i, device) for i in (image0, image1))
+
+    def place(self, matches: Matches) -> PlacedMatches:
+        """Move the second ends of matches, in pixels of the photos, to where the photos look alike.
+
+        Raises:
+            ValueError: If the photos have other sizes than the matches say.
+        """
+        config, (photo0, photo1) = self.config, self._photos
+        for photo, size, name in ((photo0, matches.size0, "image0"), (photo1, matches.size1, "image1")):
+            if photo.size != size:
+                raise ValueError(f"{name} must have the size {size} that the matches are of, got {photo.size}.")
+        pixel0, pixel1 = model_pixels(matches)
+        around = local_affines(matches.xy0, matches.xy1, scale=(pixel0 * pixel1) ** 0.5)
+        end, correlation, deviation = self._slide(matches, around.A, pixel0, pixel1)
+        moved = np.linalg.norm(end - matches.xy1, axis=1)
+        inside = ((end > -0.5) & (end < np.subtract(photo1.size, 0.5))).all(1)
+        alike = (correlation > config.min_correlation) & (moved < config.max_move * pixel1) & inside
+        telling = deviation < config.max_deviation * pixel0
+        placed = replace(matches, xy1=np.where((alike & telling)[:, None], end, matches.xy1))
+        stray = np.linalg.norm(around.xy1 - matches.xy1, axis=1)
+        agreed = (around.support > config.min_support) & (stray < config.max_stray * pixel1)
+        checked = agreed & (alike | ~telling)
+        return PlacedMatches(placed, correlation, deviation, around.support, checked, telling)
+
+    def _slide(
+        self, matches: Matches, A: np.ndarray, pixel0: float, pixel1: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """New ends (N, 2), correlations (N,) and deviations (N,) of matches whose surroundings are bent by A."""
+        photo0, photo1 = self._photos
+        xy0, start, bend = (torch.from_numpy(v).float().to(photo0.device) for v in (matches.xy0, matches.xy1, A))
+        first = max(0, round(math.log2(max(pixel0 / 2, 1e-3))))
+        shift = round(math.log2(pixel1 / pixel0))
+        pyramid0, pyramid1 = photo0.pictures(first), photo1.pictures(max(0, first + shift))
+        found = [torch.zeros(0, 4, device=photo0.device)]
+        for k in range(0, len(matches), _AT_ONCE):
+            rows = slice(k, k + _AT_ONCE)
+            found.append(_placed(pyramid0, pyramid1, shift, xy0[rows], start[rows], bend[rows], self.config))
+        columns = torch.cat(found).cpu().numpy()
+        return columns[:, :2], columns[:, 2], columns[:, 3]
+
+    def check(self, matches: Matches) -> Matches:
+        """The checked ones of the placed matches; all placed ones if too few pass."""
+        return self.place(matches).kept(self.config.min_checked)
 
 
 def place_matches(
@@ -117,31 +193,7 @@ def place_matches(
     Raises:
         ValueError: If the photos have other sizes than the matches say.
     """
-    config = config or PhotometricConfig()
-    for image, size, name in ((image0, matches.size0, "image0"), (image1, matches.size1, "image1")):
-        if image.size != size:
-            raise ValueError(f"{name} must have the size {size} that the matches are of, got {image.size}.")
-    pixel0, pixel1 = model_pixels(matches)
-    around = local_affines(matches.xy0, matches.xy1, scale=(pixel0 * pixel1) ** 0.5)
-    xy0, start, A = (torch.from_numpy(v).float().to(device) for v in (matches.xy0, matches.xy1, around.A))
-    first = max(0, round(math.log2(max(pixel0 / 2, 1e-3))))
-    shift = round(math.log2(pixel1 / pixel0))
-    pyramid0 = _pyramid(image0, first, device)
-    pyramid1 = _pyramid(image1, max(0, first + shift), device)
-    found = [torch.zeros(0, 4, device=device)]
-    for k in range(0, len(matches), _AT_ONCE):
-        rows = slice(k, k + _AT_ONCE)
-        found.append(_placed(pyramid0, pyramid1, shift, xy0[rows], start[rows], A[rows], config))
-    columns = torch.cat(found).cpu().numpy()
-    end, correlation, deviation = columns[:, :2], columns[:, 2], columns[:, 3]
-    moved = np.linalg.norm(end - matches.xy1, axis=1)
-    inside = ((end > -0.5) & (end < np.subtract(image1.size, 0.5))).all(1)
-    alike = (correlation > config.min_correlation) & (moved < config.max_move * pixel1) & inside
-    telling = deviation < config.max_deviation * pixel0
-    placed = replace(matches, xy1=np.where((alike & telling)[:, None], end, matches.xy1))
-    stray = np.linalg.norm(around.xy1 - matches.xy1, axis=1)
-    agreed = (around.support > config.min_support) & (stray < config.max_stray * pixel1)
-    return PlacedMatches(placed, correlation, deviation, around.support, agreed & (alike | ~telling))
+    return MatchPlacer(image0, image1, config=config, device=device).place(matches)
 
 
 def checked_matches(
@@ -153,9 +205,7 @@ def checked_matches(
     device: torch.device | None = None,
 ) -> Matches:
     """The checked ones of the placed matches; all placed ones if too few pass (arguments as `place_matches`)."""
-    config = config or PhotometricConfig()
-    placed = place_matches(matches, image0, image1, config=config, device=device)
-    return placed.matches.filter(placed.checked) if placed.checked.sum() >= config.min_checked else placed.matches
+    return MatchPlacer(image0, image1, config=config, device=device).check(matches)
 
 
 def model_pixels(matches: Matches) -> tuple[float, float]:
@@ -168,14 +218,31 @@ def model_pixels(matches: Matches) -> tuple[float, float]:
 # --- pictures ---
 
 
-def _pyramid(image: Image, levels: int, device: torch.device | None) -> list[Tensor]:
-    """Grey pictures (H, W), each half as large as the one before."""
-    luma = torch.tensor(_LUMA, device=device)
-    picture = torch.from_numpy(np.ascontiguousarray(image.pixels)).to(device).float() @ luma
-    pyramid = [picture]
-    while len(pyramid) <= levels and min(pyramid[-1].shape) >= 2:
-        pyramid.append(F.avg_pool2d(pyramid[-1][None, None], 2)[0, 0])
-    return [_softened(picture) for picture in pyramid]
+class GreyPyramid:
+    """A photo in grey at falling sizes, made when they are asked for.
+
+    Args:
+        image: The photo.
+        device: Where its pictures live; default the CPU.
+
+    Attributes:
+        size: (width, height) of the photo.
+        device: Where its pictures live.
+    """
+
+    def __init__(self, image: Image, device: torch.device | None = None) -> None:
+        self.size = image.size
+        self.device = device
+        luma = torch.tensor(_LUMA, device=device)
+        self._sharp = torch.from_numpy(np.ascontiguousarray(image.pixels)).to(device).float() @ luma
+        self._pictures = [_softened(self._sharp)]
+
+    def pictures(self, levels: int) -> list[Tensor]:
+        """Pictures (H, W), each half as large as the one before, up to so many after the first; fewer if it is tiny."""
+        while len(self._pictures) <= levels and min(self._sharp.shape) >= 2:
+            self._sharp = F.avg_pool2d(self._sharp[None, None], 2)[0, 0]
+            self._pictures.append(_softened(self._sharp))
+        return self._pictures[: levels + 1]
 
 
 def _softened(picture: Tensor) -> Tensor:

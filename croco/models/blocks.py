@@ -79,6 +79,15 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of queries (B, heads, N, c) to keys and values (B, heads, M, c)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        # PyTorch's CPU kernel trains in bfloat16 at half the speed of float32.
+        with torch.autocast(q.device.type, enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with optional rotary positions.
 
@@ -123,7 +132,7 @@ class Attention(nn.Module):
         if self.rope is not None and xpos is not None:
             q, k = self.rope(q, xpos), self.rope(k, xpos)
         drop = self.attn_drop if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        mixed = attend(q, k, v, drop)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -161,7 +170,7 @@ class CrossAttention(nn.Module):
             q = q if qpos is None else self.rope(q, qpos)
             k = k if kpos is None else self.rope(k, kpos)
         drop = self.attn_drop if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        mixed = attend(q, k, v, drop)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mast3r.cli.inputs import INPUT_HELP, FrameChoice, add_frame_options, collect_photos
 from mast3r.cli.options import add_model_options, load_model, make_parser, names_of, progress_bar, set_up, tell
-from mast3r.cli.pair import add_matching_options
+from mast3r.pair_options import add_pair_options, pair_config
 from multiview.files import atomic_write
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multiview.matches import Matches
 
 _FORMS = (".npz", ".txt")
+_FLAGS = ("max_matches", "subsample", "crop", "photometric", "closer_look")
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -67,7 +68,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--mask_a", type=Path, help="picture of the first photo's size, black where it must not match")
     parser.add_argument("--mask_b", type=Path, help="the same for the second photo")
     parser.add_argument("--scene_graph", default="complete", help="pairs of more photos, see `mast3r scene --help`")
-    add_matching_options(parser)
+    add_pair_options(parser, _FLAGS)
     add_model_options(parser)
     add_frame_options(parser, count=2)
     return parser
@@ -90,17 +91,10 @@ def _match_all(
 ) -> dict[tuple[int, int], Matches]:
     """Matches of the chosen pairs; each photo is encoded once."""
     from mast3r.matching import match
-    from mast3r.pair_config import PairConfig
     from mast3r.two_view import TokenCache
     from multiview.images import read_image
 
-    config = PairConfig(
-        subsample=args.subsample,
-        max_matches=args.max_matches,
-        image_size=args.image_size,
-        crop=args.crop,
-        photometric=args.photometric,
-    )
+    config = pair_config(args, ["image_size", *_FLAGS])
     mask_a, mask_b = _mask(args.mask_a), _mask(args.mask_b)
     pairs, cache = _pairs(model, photos, args.scene_graph), TokenCache(model)
     found = {}

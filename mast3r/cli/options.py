@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mast3r.pair_options import add_pair_options
+
 if TYPE_CHECKING:
     from mast3r.model import AsymmetricMASt3R
     from mast3r.stages import Progress
@@ -50,16 +52,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--weights", default="small", help="'small' (shipped), or a file or folder (default %(default)s)"
     )
     source.add_argument("--model_name", help="official checkpoint name or Hub id, see `mast3r models`")
-    group.add_argument("--image_size", type=positive_int, help="input size of the model (default: as trained)")
+    add_pair_options(group, ["image_size"])
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default %(default)s)")
-
-
-def positive_int(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def set_up(args: argparse.Namespace) -> None:

@@ -15,16 +15,17 @@ from mast3r.cli.options import (
     load_model,
     make_parser,
     names_of,
-    positive_int,
     progress_bar,
     set_up,
     tell,
 )
+from mast3r.pair_options import add_pair_options, pair_config
 
 if TYPE_CHECKING:
     from multiview.results import PairResult
 
 _FORMS = (".glb", ".ply", ".npz", ".json")
+_FLAGS = ("max_matches", "subsample", "crop", "photometric", "closer_look", "refine", "seed")
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -37,20 +38,12 @@ def main(argv: Sequence[str], prog: str) -> int:
 
     from mast3r.demo.text import summary_json, summary_line
     from mast3r.loading import card_of
-    from mast3r.predictor import PairConfig, predict_pair
+    from mast3r.predictor import predict_pair
     from multiview.images import read_image
 
     images = [read_image(path) for path in photos]
     model = load_model(args)
-    config = PairConfig(
-        subsample=args.subsample,
-        max_matches=args.max_matches,
-        image_size=args.image_size,
-        crop=args.crop,
-        seed=args.seed,
-        photometric=args.photometric,
-        refine_geometry=args.refine,
-    )
+    config = pair_config(args, ["image_size", *_FLAGS])
     with progress_bar(args) as show:
         result = predict_pair(model, *images, K0=intrinsics[0], K1=intrinsics[1], config=config, on_step=show)
     files = [*(_write(result, path, args) for path in outputs)]
@@ -75,14 +68,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--picture", type=Path, help="write a picture of matches, depth and confidence")
     parser.add_argument("--mesh", action="store_true", help="write a surface to the .glb in place of points")
     add_drop_option(parser)
-    add_matching_options(parser)
+    add_pair_options(parser, _FLAGS)
     parser.add_argument("--K0", metavar="FX,FY,CX,CY", help="known intrinsics of the first photo, in its pixels")
     parser.add_argument("--K1", metavar="FX,FY,CX,CY", help="the same of the second")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the pose estimation")
-    parser.add_argument(
-        "--refine", action=argparse.BooleanOptionalAction, default=True,
-        help="let matches correct focal lengths, pose and depth, or take the network's",
-    )  # fmt: skip
     add_model_options(parser)
     add_frame_options(parser, count=2)
     return parser
@@ -93,20 +81,6 @@ def add_drop_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop", type=float, default=20.0, metavar="PERCENT",
         help="leave out this share of the points, least confident first (default %(default)g)",
-    )  # fmt: skip
-
-
-def add_matching_options(parser: argparse.ArgumentParser) -> None:
-    """How matches are searched."""
-    parser.add_argument("--max_matches", type=positive_int, help="keep at most so many matches")
-    parser.add_argument("--subsample", type=positive_int, default=8, help="grid spacing of the search, model pixels")
-    parser.add_argument(
-        "--crop", action=argparse.BooleanOptionalAction, default=None,
-        help="resize and crop as the official code does, or keep whole photos",
-    )  # fmt: skip
-    parser.add_argument(
-        "--photometric", action=argparse.BooleanOptionalAction, default=True,
-        help="let the photos place and check the matches, or take the network's",
     )  # fmt: skip
 
 

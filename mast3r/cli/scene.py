@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mast3r.cli.inputs import INPUT_HELP, FrameChoice, add_frame_options, collect_photos, has_video
 from mast3r.cli.options import add_model_options, load_model, make_parser, names_of, progress_bar, set_up, tell
 from mast3r.cli.pair import add_drop_option, intrinsics_of
+from mast3r.pair_options import add_pair_options
 
 if TYPE_CHECKING:
     from mast3r.model import AsymmetricMASt3R
@@ -78,6 +79,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--level", action=argparse.BooleanOptionalAction, default=True, help="turn the scene so that y is vertical"
     )
+    add_pair_options(parser, ["closer_look"])
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     add_drop_option(parser)
     add_model_options(parser)
@@ -95,6 +97,7 @@ def _reconstruct(model: AsymmetricMASt3R, photos: Sequence[Path], args: argparse
         ordered=args.ordered or has_video(args.photos),
         alignment=args.alignment,
         sparse=SparseConfig(shared_intrinsics=True) if args.shared_intrinsics else None,
+        closer_look=bool(args.closer_look),
         seed=args.seed,
     )
     K = intrinsics_of(args.intrinsics)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mast3r.pair_options import add_pair_options
+
+PAIR_FLAGS = ("max_matches", "subsample", "seed", "photometric", "closer_look", "refine", "crop")
 DEFAULT_OUT = Path("scene.glb")
 
 
@@ -30,21 +33,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--drop", type=float, default=20.0, metavar="PERCENT",
         help="leave out this share of the points, least confident first (default %(default)g)",
     )  # fmt: skip
-    group.add_argument("--max_matches", type=int, help="keep at most so many matches")
-    group.add_argument("--subsample", type=int, default=8, help="grid spacing of the match search in pixels")
-    group.add_argument("--seed", type=int, default=0, help="seed of the pose estimation")
-    group.add_argument(
-        "--photometric", action=argparse.BooleanOptionalAction, default=True,
-        help="let the photos place and check the matches, or take the network's",
-    )  # fmt: skip
-    group.add_argument(
-        "--refine", action=argparse.BooleanOptionalAction, default=True,
-        help="let matches correct focal lengths, pose and depth, or take the network's",
-    )  # fmt: skip
-    group.add_argument(
-        "--crop", action=argparse.BooleanOptionalAction, default=None,
-        help="resize and crop as the official code does, or keep whole photos",
-    )  # fmt: skip
+    add_pair_options(group, PAIR_FLAGS)
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
@@ -53,7 +42,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--weights", default="small", help="'small' (shipped), or a file or folder (default %(default)s)"
     )
     source.add_argument("--model_name", help="official checkpoint name or Hub id")
-    group.add_argument("--image_size", type=int, help="input size of the model (default: as trained)")
+    add_pair_options(group, ["image_size"])
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default %(default)s)")
     group.add_argument("--retrieval_model", help="retrieval weights; a pair of photos does not need them")
 

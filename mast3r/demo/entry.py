@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from dust3r.utils.processes import resolve_device
-from mast3r.demo.arguments import get_args_parser
+from mast3r.demo.arguments import PAIR_FLAGS, get_args_parser
 from mast3r.demo.headless import run_headless
 from mast3r.demo.text import summary_line
 from mast3r.loading import load
 from mast3r.model import AsymmetricMASt3R
+from mast3r.pair_options import pair_config
 from mast3r.predictor import PairConfig
 
 logger = logging.getLogger(__name__)
@@ -98,15 +99,7 @@ def main_demo(
 
 
 def _run_photos(args: argparse.Namespace) -> None:
-    config = PairConfig(
-        subsample=args.subsample,
-        max_matches=args.max_matches,
-        image_size=args.image_size,
-        crop=args.crop,
-        seed=args.seed,
-        photometric=args.photometric,
-        refine_geometry=args.refine,
-    )
+    config = pair_config(args, ["image_size", *PAIR_FLAGS])
     written = run_headless(
         lambda: _load(args), args.photos[0], args.photos[1], args.out,
         config=config, drop_percent=args.drop, as_mesh=args.mesh,

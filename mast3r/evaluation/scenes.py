@@ -23,6 +23,7 @@ import numpy as np
 
 from mast3r.evaluation.command import run_command
 from mast3r.evaluation.datasets import GT_FILE, LOW_CONFIDENCE, DatasetError
+from mast3r.pair_options import add_pair_options
 from multiview.files import atomic_write
 from multiview.metrics import pose_auc, rotation_error_deg, translation_error_deg
 from multiview.poses import Pose
@@ -405,6 +406,7 @@ def get_args_parser(prog: str = "python -m mast3r.evaluation.scenes") -> argpars
     parser.add_argument("--bundle_adjustment", action="store_true", help="also measure all after bundle adjustment")
     parser.add_argument("--scene_graph", default="auto", help="which pairs: auto, complete, swin-5, ...")
     parser.add_argument("--image_size", type=int, help="size of the network's input (default: as trained)")
+    add_pair_options(parser, ["closer_look"])
     parser.add_argument("--baseline", action="store_true", help="also measure COLMAP with SIFT features")
     parser.add_argument("--cache", type=Path, help="folder that keeps what the network says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -451,7 +453,9 @@ def _network_method(model: AsymmetricMASt3R, way: AlignmentName, args: argparse.
     """Reconstruction by the network, then if `adjusted` bundle adjustment of its tracks."""
     from mast3r.reconstruction import ReconstructConfig, reconstruct
 
-    config = ReconstructConfig(image_size=args.image_size, alignment=way, tracks=adjusted)
+    config = ReconstructConfig(
+        image_size=args.image_size, alignment=way, tracks=adjusted, closer_look=bool(args.closer_look)
+    )
 
     def run(scene: PosedScene) -> FoundCameras:
         """Cameras of the largest part of the scene."""

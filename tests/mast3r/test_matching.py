@@ -224,20 +224,20 @@ def test_network_tiles_match_like_whole_photos(tiny):
 
 def test_a_cache_saves_encodings():
     model = ColourModel()
-    cache = TokenCache(model)
+    cache, whole = TokenCache(model), PairConfig(closer_look=False)
     a, b, c = gradient(96, 96), 255 - gradient(96, 96), gradient(128, 96)
     for pair in ((a, b), (b, c), (a, c)):
-        alone = mast3r.match(ColourModel(), *pair)
-        cached = mast3r.match(model, *pair, cache=cache)
+        alone = mast3r.match(ColourModel(), *pair, config=whole)
+        cached = mast3r.match(model, *pair, cache=cache, config=whole)
         np.testing.assert_array_equal(alone.xy1, cached.xy1)
     assert model.encoded == 3
     assert len(cache) == 3
     assert cache.nbytes > 0
-    mast3r.match(model, a, b, cache=cache, config=PairConfig(image_size=48))
+    mast3r.match(model, a, b, cache=cache, config=whole.changed(image_size=48))
     assert model.encoded == 5, "another size is another input"
     with torch.no_grad():
         model.weight += 1
-    mast3r.predict_pair(model, a, b, cache=cache)
+    mast3r.predict_pair(model, a, b, cache=cache, config=whole)
     assert model.encoded == 7, "tokens of old weights are of no use"
     cache.clear()
     assert len(cache) == cache.nbytes == 0
@@ -263,19 +263,20 @@ def test_many_pairs_equal_single_pairs(tiny):
     pairs = [(0, 3), (1, 2), (3, 1), (2, 0), (1, 0), (3, 3)]
     K = np.array([[70.0, 0, 31.5], [0, 70, 31.5], [0, 0, 1]])
     told: list[tuple[int, int]] = []
+    whole = PairConfig(subsample=4, batch_size=4, closer_look=False)
     results = predict_pairs(
         tiny,
         photos,
         pairs,
         intrinsics=[K, None, None, None],
-        config=PairConfig(subsample=4, batch_size=4),
+        config=whole,
         on_pair=lambda *n: told.append(n),
     )
     assert len(results) == len(pairs)
     assert told[-1] == (6, 6)
     for (i, j), found in zip(pairs, results):
         known = [K if k == 0 else None for k in (i, j)]
-        alone = mast3r.predict_pair(tiny, photos[i], photos[j], K0=known[0], K1=known[1], subsample=4)
+        alone = mast3r.predict_pair(tiny, photos[i], photos[j], K0=known[0], K1=known[1], config=whole)
         assert [image.size for image in found.images] == [image.size for image in alone.images]
         for k in (0, 1):
             np.testing.assert_allclose(found.pointmaps[k].points, alone.pointmaps[k].points, rtol=1e-3, atol=1e-4)
@@ -288,7 +289,7 @@ def test_many_pairs_encode_each_photo_once():
     model = ColourModel()
     photos = [gradient(64 + 16 * (k % 2), 64) // (k + 1) for k in range(5)]
     pairs = [(i, j) for i in range(5) for j in range(i)]
-    results = predict_pairs(model, photos, pairs, config=PairConfig(batch_size=4))
+    results = predict_pairs(model, photos, pairs, config=PairConfig(batch_size=4, closer_look=False))
     assert model.encoded == 5
     assert len(results) == 10
     assert results[3].images[0] is results[4].images[0], "photos are shared, not copied"

@@ -72,7 +72,8 @@ def test_a_shifted_crop_matches_at_shifted_original_pixels():
 def test_each_image_is_encoded_once():
     for sizes in (((96, 96), (96, 96)), ((96, 96), (128, 96))):
         model = ColourModel()
-        mast3r.predict_pair(model, gradient(*sizes[0]), 255 - gradient(*sizes[1]))
+        photos = gradient(*sizes[0]), 255 - gradient(*sizes[1])
+        mast3r.predict_pair(model, *photos, config=PairConfig(closer_look=False))
         assert model.encoded == 2
 
 

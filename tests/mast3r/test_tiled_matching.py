@@ -69,7 +69,7 @@ def test_tiles_map_back_exactly(size1):
     assert found.confidence.min() >= 1
     assert (np.diff(found.confidence) <= 0).all()
     assert found.size1 == size1
-    assert found.model_size0 == (128, 96)
+    assert found.model_size0 == (700, 500)  # one pixel of a tile is one of the photo
     pairs = plan_tiles(matcher, matches, WindowConfig(size=128))
     assert matcher.encoded == len({tile for pair in pairs for tile in pair})
     assert sum(matcher.batches) == len(pairs)
