@@ -81,7 +81,7 @@ def field_pair(kind: str, width: int, height: int, seed: int, device: torch.devi
 def photo_fields(weights: str, photos: tuple[str, str], width: int, height: int, device: torch.device):
     """Descriptor maps (H, W, D) of two photos, each cut to the middle part of that shape."""
     import mast3r
-    from mast3r.two_view import ModelInput, decode, encode
+    from mast3r.pairs.two_view import ModelInput, decode, encode
     from multiview.images import ImageTransform, read_image
 
     inputs = []

@@ -28,8 +28,8 @@ from bench_matching import OFFICIAL
 import mast3r
 from dust3r.utils.misc import ShapeLike
 from mast3r.model import AsymmetricMASt3R
+from mast3r.pairs.two_view import ModelInput, decode, encode, model_input
 from mast3r.predictor import predict_pair, predict_pairs
-from mast3r.two_view import ModelInput, decode, encode, model_input
 from multiview.images import Image, read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -1,4 +1,4 @@
-"""What placing matches between pixels gains: errors of every method of `mast3r.subpixel` on the same matches.
+"""What placing matches between pixels gains: errors of every method of `mast3r.pairs.subpixel` on the same matches.
 
     python benchmarks/bench_subpixel.py
     python benchmarks/bench_subpixel.py --weights run/checkpoint-best.pth --data DATA --max_pairs 8
@@ -28,8 +28,8 @@ from dust3r.datasets.synthetic import SceneEngine, SyntheticConfig, TextureConfi
 from mast3r.evaluation.datasets import EvaluationPair, evenly, read_scenes
 from mast3r.fast_nn import extract_correspondences_nonsym
 from mast3r.model import AsymmetricMASt3R
-from mast3r.subpixel import Method, refine_matches
-from mast3r.two_view import ModelInput, Seen, decode, encode, model_input
+from mast3r.pairs.subpixel import Method, refine_matches
+from mast3r.pairs.two_view import ModelInput, Seen, decode, encode, model_input
 from mast3r.validation import true_targets
 from multiview.images import ImageTransform
 from multiview.metrics import essential_matrix

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import mast3r
-from mast3r.reconstruction import ReconstructConfig
+from mast3r.scenes.reconstruction import ReconstructConfig
 from multiview.video import read_frames
 from multiview.views import View
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mast3r.loading import WeightsCard, card_of, load
-    from mast3r.localization import LocalizeConfig, LocalizedImage, Localizer, localize
     from mast3r.matching import match
     from mast3r.model import AsymmetricMASt3R
     from mast3r.models import WeightsRecord, list_models
-    from mast3r.network_tiles import NetworkTiles
-    from mast3r.pair_config import PairConfig
+    from mast3r.pairs.config import PairConfig
+    from mast3r.pairs.two_view import TokenCache
     from mast3r.predictor import predict_pair, predict_pairs
-    from mast3r.reconstruction import ReconstructConfig, reconstruct
-    from mast3r.two_view import TokenCache
+    from mast3r.scenes.localization import LocalizeConfig, LocalizedImage, Localizer, localize
+    from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
+    from mast3r.tiling.network import NetworkTiles
 
 __version__ = "0.1.0"
 
@@ -53,23 +53,23 @@ __all__ = [
 
 _HOME = {
     "AsymmetricMASt3R": "mast3r.model",
-    "LocalizeConfig": "mast3r.localization",
-    "LocalizedImage": "mast3r.localization",
-    "Localizer": "mast3r.localization",
-    "NetworkTiles": "mast3r.network_tiles",
-    "PairConfig": "mast3r.pair_config",
-    "ReconstructConfig": "mast3r.reconstruction",
-    "TokenCache": "mast3r.two_view",
+    "LocalizeConfig": "mast3r.scenes.localization",
+    "LocalizedImage": "mast3r.scenes.localization",
+    "Localizer": "mast3r.scenes.localization",
+    "NetworkTiles": "mast3r.tiling.network",
+    "PairConfig": "mast3r.pairs.config",
+    "ReconstructConfig": "mast3r.scenes.reconstruction",
+    "TokenCache": "mast3r.pairs.two_view",
     "WeightsCard": "mast3r.loading",
     "WeightsRecord": "mast3r.models",
     "card_of": "mast3r.loading",
     "list_models": "mast3r.models",
     "load": "mast3r.loading",
-    "localize": "mast3r.localization",
+    "localize": "mast3r.scenes.localization",
     "match": "mast3r.matching",
     "predict_pair": "mast3r.predictor",
     "predict_pairs": "mast3r.predictor",
-    "reconstruct": "mast3r.reconstruction",
+    "reconstruct": "mast3r.scenes.reconstruction",
 }
 
 

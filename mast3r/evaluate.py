@@ -19,7 +19,7 @@ from mast3r.evaluation.datasets import EvaluationScene, read_pair_list, read_sce
 from mast3r.evaluation.report import Report, save_reports, table
 from mast3r.evaluation.runner import EvaluationConfig, PairMatcher, evaluate_scenes
 from mast3r.evaluation.scores import Thresholds
-from mast3r.pair_options import add_pair_options, pair_config
+from mast3r.pairs.options import add_pair_options, pair_config
 
 _FLAGS = ("subsample", "photometric", "closer_look", "refine")
 STDOUT = Path("-")

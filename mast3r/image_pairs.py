@@ -7,7 +7,7 @@ from typing import Any
 
 from dust3r.image_pairs import Item, select_pairs
 from mast3r.retrieval.graph import is_retrieval_graph, retrieval_edges
-from mast3r.scene_graph import AUTO, named_edges, plan_graph
+from mast3r.scenes.graph import AUTO, named_edges, plan_graph
 
 
 def make_pairs(
@@ -23,7 +23,7 @@ def make_pairs(
         imgs: Views as `load_images` returns them, or names (anything works when `prefilter` is None).
         scene_graph: A graph of DUSt3R, or `retrieval-Na-k`: all pairs of Na key images, every other image
             with its nearest key image, and every image with its k nearest (itself counted), or `auto`: what
-            `mast3r.scene_graph.plan_graph` chooses.
+            `mast3r.scenes.graph.plan_graph` chooses.
         prefilter: `seqN` or `cycN`, see there.
         symmetrize: Append every pair in reverse order, after all others.
         sim_mat: (n, n) similarity scores, larger is more similar; needed by the retrieval graph, used by `auto`.

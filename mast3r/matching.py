@@ -10,19 +10,19 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from mast3r.closer_look import checked_or_closer
 from mast3r.model import AsymmetricMASt3R
-from mast3r.network_tiles import NetworkTiles
-from mast3r.pair_config import PairConfig
-from mast3r.pair_matching import in_original_pixels, match_keypoints, match_orders, whole_size
-from mast3r.tiled_matching import (
+from mast3r.pairs.closer_look import checked_or_closer
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import in_original_pixels, match_keypoints, match_orders, whole_size
+from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, model_input
+from mast3r.tiling.matching import (
     Keypoints,
     match_coarse_to_fine,
     match_keypoints_coarse_to_fine,
     pyramid_levels,
     pyramid_scales,
 )
-from mast3r.two_view import Described, ModelInput, TokenCache, describe, model_input
+from mast3r.tiling.network import NetworkTiles
 from mast3r.utils.coarse_to_fine import WindowConfig
 from multiview.images import Image, ImageSource, as_image
 from multiview.matches import Matches
@@ -212,7 +212,7 @@ def _match_fine(
 def placed(matches: Matches, images: tuple[Image, Image], cache: TokenCache, config: PairConfig) -> Matches:
     """Dense matches of two whole photos, placed and checked by the photos if the configuration says so.
 
-    Where the photos confirm few of them, parts of the photos are matched instead (`mast3r.closer_look`).
+    Where the photos confirm few of them, parts of the photos are matched instead (`mast3r.pairs.closer_look`).
     """
     if not config.photometric:
         return matches

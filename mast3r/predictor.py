@@ -1,7 +1,7 @@
 """From photos to 3D points, matches and cameras: the user's side of the network.
 
-The model sees tensors only. What stands before it (reading, resizing) is in `mast3r.two_view`, what stands after
-it in `mast3r.pair_matching` (matches) and `mast3r.pair_geometry` (cameras); here they come together.
+The model sees tensors only. What stands before it (reading, resizing) is in `mast3r.pairs.two_view`, what stands after
+it in `mast3r.pairs.map_matching` (matches) and `mast3r.pairs.geometry` (cameras); here they come together.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mast3r.focal_priors import focal_prior
 from mast3r.loading import card_of, load
 from mast3r.matching import match, most_confident, placed, token_cache
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_config import PairConfig
-from mast3r.pair_geometry import PairPose, SeenMap, estimate_camera, estimate_pose
-from mast3r.pair_matching import in_original_pixels, match_pairs
-from mast3r.pair_refinement import ViewEvidence, refine_pair
-from mast3r.two_view import ModelInput, Seen, TokenCache, decode, fit_whole_image, model_input
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.focal_priors import focal_prior
+from mast3r.pairs.geometry import PairPose, SeenMap, estimate_camera, estimate_pose
+from mast3r.pairs.map_matching import in_original_pixels, match_pairs
+from mast3r.pairs.refinement import ViewEvidence, refine_pair
+from mast3r.pairs.two_view import ModelInput, Seen, TokenCache, decode, fit_whole_image, model_input
 from multiview.cameras import Camera
 from multiview.images import Image, ImageSource, as_image
 from multiview.matches import Matches

@@ -15,10 +15,10 @@ from dust3r.image_pairs import Edge
 from mast3r.cloud_opt.config import PairCheck, SparseConfig
 from mast3r.cloud_opt.observations import PairObservation
 from mast3r.cloud_opt.verification import judge_pairs
-from mast3r.pair_geometry import SeenMap, estimate_camera
-from mast3r.pair_matching import MapMatches
-from mast3r.pair_store import PairEntry, PairStore
-from mast3r.two_view import ModelInput
+from mast3r.pairs.geometry import SeenMap, estimate_camera
+from mast3r.pairs.map_matching import MapMatches
+from mast3r.pairs.two_view import ModelInput
+from mast3r.scenes.pair_store import PairEntry, PairStore
 from multiview.images import ImageTransform
 from multiview.pointmaps import Pointmap
 from multiview.poses import Pose

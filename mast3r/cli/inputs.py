@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mast3r.pair_options import positive_int
+from mast3r.pairs.options import positive_int
 from multiview.files import atomic_write
 from multiview.images import ImageNotFoundError
 from multiview.video import VideoFrame, is_video, read_frames

@@ -11,12 +11,12 @@ import numpy as np
 
 from mast3r.cli.inputs import INPUT_HELP, FrameChoice, add_frame_options, collect_photos
 from mast3r.cli.options import add_model_options, load_model, make_parser, names_of, progress_bar, set_up, tell
-from mast3r.pair_options import add_pair_options, pair_config
+from mast3r.pairs.options import add_pair_options, pair_config
 from multiview.files import atomic_write
 
 if TYPE_CHECKING:
     from mast3r.model import AsymmetricMASt3R
-    from mast3r.stages import Progress
+    from mast3r.scenes.stages import Progress
     from multiview.matches import Matches
 
 _FORMS = (".npz", ".txt")
@@ -91,7 +91,7 @@ def _match_all(
 ) -> dict[tuple[int, int], Matches]:
     """Matches of the chosen pairs; each photo is encoded once."""
     from mast3r.matching import match
-    from mast3r.two_view import TokenCache
+    from mast3r.pairs.two_view import TokenCache
     from multiview.images import read_image
 
     config = pair_config(args, ["image_size", *_FLAGS])
@@ -112,7 +112,7 @@ def _pairs(model: AsymmetricMASt3R, photos: Sequence[Path], scene_graph: str) ->
         return ((0, 1),)
 
     from mast3r.retrieval.pooled import image_similarity
-    from mast3r.scene_graph import plan_graph
+    from mast3r.scenes.graph import plan_graph
 
     return plan_graph(len(photos), scene_graph, similarity=lambda: image_similarity(model, photos)).edges
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mast3r.pair_options import add_pair_options
+from mast3r.pairs.options import add_pair_options
 
 if TYPE_CHECKING:
     from mast3r.model import AsymmetricMASt3R
-    from mast3r.stages import Progress
+    from mast3r.scenes.stages import Progress
 
 _PACKAGES = ("croco", "dust3r", "mast3r", "multiview")
 

@@ -19,7 +19,7 @@ from mast3r.cli.options import (
     set_up,
     tell,
 )
-from mast3r.pair_options import add_pair_options, pair_config
+from mast3r.pairs.options import add_pair_options, pair_config
 
 if TYPE_CHECKING:
     from multiview.results import PairResult

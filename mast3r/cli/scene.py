@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mast3r.cli.inputs import INPUT_HELP, FrameChoice, add_frame_options, collect_photos, has_video
 from mast3r.cli.options import add_model_options, load_model, make_parser, names_of, progress_bar, set_up, tell
 from mast3r.cli.pair import add_drop_option, intrinsics_of
-from mast3r.pair_options import add_pair_options
+from mast3r.pairs.options import add_pair_options
 
 if TYPE_CHECKING:
     from mast3r.model import AsymmetricMASt3R
@@ -89,7 +89,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _reconstruct(model: AsymmetricMASt3R, photos: Sequence[Path], args: argparse.Namespace) -> Reconstruction:
     from mast3r.cloud_opt.config import SparseConfig
-    from mast3r.reconstruction import ReconstructConfig, reconstruct
+    from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
     from multiview.views import ViewConstraints, fixed
 
     config = ReconstructConfig(
@@ -120,7 +120,7 @@ def _retrieved_pairs(
 ) -> tuple[tuple[int, int], ...]:
     """Pairs chosen by the official retrieval network."""
     from mast3r.retrieval.processor import Retriever
-    from mast3r.scene_graph import plan_graph
+    from mast3r.scenes.graph import plan_graph
 
     similarity = Retriever(args.retrieval_model, backbone=model)(photos)
     return plan_graph(len(photos), args.scene_graph, similarity=similarity).edges

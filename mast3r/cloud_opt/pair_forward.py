@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from dust3r.inference import FeatureCache
 from mast3r.fast_nn import extract_correspondences
-from mast3r.pair_cache import CacheMiss, PairCache, content_key, weights_key
+from mast3r.scenes.pair_cache import CacheMiss, PairCache, content_key, weights_key
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mast3r.pair_options import add_pair_options
+from mast3r.pairs.options import add_pair_options
 
 PAIR_FLAGS = ("max_matches", "subsample", "seed", "photometric", "closer_look", "refine", "crop")
 DEFAULT_OUT = Path("scene.glb")

@@ -20,7 +20,7 @@ from mast3r.demo.headless import run_headless
 from mast3r.demo.text import summary_line
 from mast3r.loading import load
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_options import pair_config
+from mast3r.pairs.options import pair_config
 from mast3r.predictor import PairConfig
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from mast3r.demo.shelf import ModelShelf
 from mast3r.demo.text import SCALE_WORDS, duration
 from mast3r.demo.uploads import check_upload
 from mast3r.demo.visits import Visit, address
-from mast3r.reconstruction import ReconstructConfig, reconstruct
-from mast3r.scene_graph import GraphPlan
+from mast3r.scenes.graph import GraphPlan
+from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 from multiview.images import ImageError
 from multiview.reconstruction import ReconstructedImage, Reconstruction
 from multiview.views import View

@@ -21,8 +21,8 @@ from multiview.metrics import rotation_error_deg
 from multiview.views import ViewConstraints, fixed
 
 if TYPE_CHECKING:
-    from mast3r.localization import LocalizedImage
     from mast3r.model import AsymmetricMASt3R
+    from mast3r.scenes.localization import LocalizedImage
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def evaluate_localization(
         queries: How many photos are left out.
         cache: Folder that keeps what the network says of pairs.
     """
-    from mast3r.localization import localize
-    from mast3r.reconstruction import ReconstructConfig, reconstruct
+    from mast3r.scenes.localization import localize
+    from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 
     out = left_out(len(scene.paths), queries)
     kept = [k for k in range(len(scene.paths)) if k not in out]

@@ -150,8 +150,8 @@ def _comparisons(args: argparse.Namespace, paths: Sequence[Path]) -> dict[str, C
     """Ways to compare photos; the encoder runs once."""
     from dust3r.utils.processes import resolve_device
     from mast3r.loading import load
+    from mast3r.pairs.two_view import TokenCache, model_input
     from mast3r.retrieval.pooled import PooledConfig, token_similarity
-    from mast3r.two_view import TokenCache, model_input
 
     model = load(args.weights, device=resolve_device(args.device))
     inputs = [model_input(model, path) for path in paths]

@@ -23,7 +23,7 @@ import numpy as np
 
 from mast3r.evaluation.command import run_command
 from mast3r.evaluation.datasets import GT_FILE, LOW_CONFIDENCE, DatasetError
-from mast3r.pair_options import add_pair_options
+from mast3r.pairs.options import add_pair_options
 from multiview.files import atomic_write
 from multiview.metrics import pose_auc, rotation_error_deg, translation_error_deg
 from multiview.poses import Pose
@@ -451,7 +451,7 @@ def _network_methods(args: argparse.Namespace) -> dict[str, Method]:
 
 def _network_method(model: AsymmetricMASt3R, way: AlignmentName, args: argparse.Namespace, *, adjusted: bool) -> Method:
     """Reconstruction by the network, then if `adjusted` bundle adjustment of its tracks."""
-    from mast3r.reconstruction import ReconstructConfig, reconstruct
+    from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 
     config = ReconstructConfig(
         image_size=args.image_size, alignment=way, tracks=adjusted, closer_look=bool(args.closer_look)

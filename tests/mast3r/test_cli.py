@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import mast3r.reconstruction
+import mast3r.scenes.reconstruction
 from croco.checkpoint import OFFICIAL_NAMES
 from croco.models.croco import CroCoNet
 from dust3r.checkpoint import save_safetensors
@@ -334,7 +334,7 @@ def test_scene_writes_what_was_found(folder, mast3r_command, tmp_path, monkeypat
         asked.update(options, images=images)
         return small_scene()
 
-    monkeypatch.setattr(mast3r.reconstruction, "reconstruct", reconstruct)
+    monkeypatch.setattr(mast3r.scenes.reconstruction, "reconstruct", reconstruct)
     names = ("s.glb", "s.ply", "s.npz", "s.json", "s.tum", "transforms.json")
     outs = [part for name in names for part in ("--out", tmp_path / name)]
     flags = ("--scene_graph", "swin-2", "--max_memory", "0.5", "--intrinsics", "90,90,50,37", "--ordered")
@@ -352,7 +352,7 @@ def test_scene_writes_what_was_found(folder, mast3r_command, tmp_path, monkeypat
 
 
 def test_scene_with_no_placed_photo_fails(folder, mast3r_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(mast3r.reconstruction, "reconstruct", lambda *_, **__: small_scene(0))
+    monkeypatch.setattr(mast3r.scenes.reconstruction, "reconstruct", lambda *_, **__: small_scene(0))
     code, _, err = mast3r_command("scene", folder / "photos", "--out", tmp_path / "s.glb", "--quiet")
     assert code == 1
     assert "another place" in err

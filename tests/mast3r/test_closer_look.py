@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mast3r
-from mast3r.closer_look import CloserLookConfig, part_boxes
-from mast3r.pair_config import PairConfig
+from mast3r.pairs.closer_look import CloserLookConfig, part_boxes
+from mast3r.pairs.config import PairConfig
 from multiview.matches import Matches
 from tests.mast3r.stand_in_models import PatchModel, texture
 
@@ -93,3 +93,15 @@ def test_parts_cover_the_photo(width, height, share, overlap):
 def test_options_are_checked(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*got"):
         CloserLookConfig(**wrong)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_photo_is_matched(quarters):
+    turned = np.ascontiguousarray(np.rot90(WHOLE, quarters))
+    found = mast3r.match(PatchModel(side=96), WHOLE, turned, config=PairConfig(subsample=4))
+    size = turned.shape[1], turned.shape[0]
+    assert found.size1 == size
+    x, y = found.xy0.T
+    ends = {1: (y, SIZE[0] - 1 - x), 2: (SIZE[0] - 1 - x, SIZE[1] - 1 - y), 3: (SIZE[1] - 1 - y, x)}[quarters]
+    assert len(found) > 100
+    assert (np.linalg.norm(found.xy1 - np.stack(ends, axis=1), axis=1) < 1).mean() > 0.95

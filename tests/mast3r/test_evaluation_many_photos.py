@@ -14,7 +14,7 @@ from mast3r.evaluation import localization, retrieval
 from mast3r.evaluation.localization import judge_places, left_out, places_table
 from mast3r.evaluation.retrieval import judge_neighbours, retrieval_table, shared_points
 from mast3r.evaluation.scenes import PosedScene, read_posed_scene
-from mast3r.localization import LocalizedImage
+from mast3r.scenes.localization import LocalizedImage
 from multiview.poses import Pose
 from tests.mast3r.perfect_model import PerfectModel, pixels_of, views_of_room
 

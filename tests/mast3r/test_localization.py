@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mast3r.localization import LocalizeConfig, Localizer, localize
-from mast3r.pair_config import PairConfig
+from mast3r.pairs.config import PairConfig
+from mast3r.scenes.localization import LocalizeConfig, Localizer, localize
 from multiview.cameras import Camera
 from multiview.images import ImageTransform
 from multiview.pointmaps import Pointmap

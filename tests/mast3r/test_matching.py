@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 import mast3r
 from mast3r.model import AsymmetricMASt3R
-from mast3r.network_tiles import NetworkTiles
-from mast3r.pair_config import PairConfig
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.subpixel import sample_map
+from mast3r.pairs.two_view import TokenCache, decode, describe, encode, model_input
 from mast3r.predictor import predict_pairs
-from mast3r.subpixel import sample_map
-from mast3r.tiled_matching import MAX_STEP, pyramid_levels, pyramid_scales
+from mast3r.tiling.matching import MAX_STEP, pyramid_levels, pyramid_scales
+from mast3r.tiling.network import NetworkTiles
 from mast3r.training import PRESETS
-from mast3r.two_view import TokenCache, decode, describe, encode, model_input
 from multiview.images import Image, as_image
 from multiview.matches import Matches
 from tests.mast3r.stand_in_models import ColourModel, PatchModel, gradient, texture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mast3r.pair_cache import CacheMiss, PairCache, content_key, weights_key
+from mast3r.scenes.pair_cache import CacheMiss, PairCache, content_key, weights_key
 
 ENTRY = {
     "points": torch.randn(3, 4, 3),
@@ -92,7 +92,7 @@ def test_parts_of_killed_writers_are_removed_once_they_are_old(cache):
 def test_a_writer_killed_at_any_moment_leaves_whole_entries_only(cache):
     """Kill -9 in the middle of writing: whatever is there afterwards reads back."""
     script = (
-        "import sys, torch; from mast3r.pair_cache import PairCache\n"
+        "import sys, torch; from mast3r.scenes.pair_cache import PairCache\n"
         "cache = PairCache(sys.argv[1])\n"
         "print('ready', flush=True)\n"
         "for k in range(100000): cache.write(f'{k:06x}', {'x': torch.full((20000,), float(k))})\n"

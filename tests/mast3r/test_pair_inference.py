@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from mast3r import pair_inference
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_cache import CacheMiss, PairCache, weights_key
-from mast3r.pair_config import PairConfig
-from mast3r.pair_inference import (
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import match_orders
+from mast3r.pairs.two_view import ModelInput, decode, encode, model_input
+from mast3r.scenes import pair_inference
+from mast3r.scenes.pair_cache import CacheMiss, PairCache, weights_key
+from mast3r.scenes.pair_inference import (
     batch_that_fits,
     encode_images,
     infer_pairs,
     pair_bytes,
     run_in_batches,
 )
-from mast3r.pair_matching import match_orders
-from mast3r.pair_store import PairOptions, PairStore
+from mast3r.scenes.pair_store import PairOptions, PairStore
 from mast3r.training import PRESETS
-from mast3r.two_view import ModelInput, decode, encode, model_input
 from multiview.images import Image
 
 SIZES = ((64, 48), (64, 48), (48, 64), (64, 64))
@@ -241,11 +241,11 @@ import sys
 import numpy as np, torch
 from itertools import combinations
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_cache import PairCache, weights_key
-from mast3r.pair_inference import infer_pairs
-from mast3r.pair_store import PairStore
+from mast3r.scenes.pair_cache import PairCache, weights_key
+from mast3r.scenes.pair_inference import infer_pairs
+from mast3r.scenes.pair_store import PairStore
 from mast3r.training import PRESETS
-from mast3r.two_view import model_input
+from mast3r.pairs.two_view import model_input
 from multiview.images import Image
 torch.manual_seed(0)
 model = AsymmetricMASt3R(**PRESETS["tiny"].model).eval()

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import mast3r
-from mast3r.focal_priors import ORDINARY_FOCAL, FocalPrior, focal_prior
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_geometry import SeenMap
-from mast3r.pair_refinement import RefinedPair, ViewEvidence, refine_pair
+from mast3r.pairs.focal_priors import ORDINARY_FOCAL, FocalPrior, focal_prior
+from mast3r.pairs.geometry import SeenMap
+from mast3r.pairs.refinement import RefinedPair, ViewEvidence, refine_pair
 from mast3r.predictor import PairConfig
 from mast3r.training import PRESETS
 from multiview.cameras import Camera

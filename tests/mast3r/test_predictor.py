@@ -19,7 +19,7 @@ from dust3r.checkpoint import CheckpointError, save_safetensors
 from dust3r.model import AsymmetricCroCo3DStereo
 from mast3r.loading import SHIPPED, WeightsCard, card_of
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_geometry import SeenMap, baseline_length, estimate_camera, estimate_pose
+from mast3r.pairs.geometry import SeenMap, baseline_length, estimate_camera, estimate_pose
 from mast3r.predictor import STEPS, PairConfig, fit_whole_image
 from mast3r.training import PRESETS
 from multiview.cameras import Camera

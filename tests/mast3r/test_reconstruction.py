@@ -17,9 +17,9 @@ import pytest
 from mast3r.alignment.problem import components
 from mast3r.cloud_opt.config import SparseConfig, Stage
 from mast3r.cloud_opt.utils.losses import GammaLoss
-from mast3r.pair_cache import PairCache
-from mast3r.photos import list_photos
-from mast3r.reconstruction import STAGES, ReconstructConfig, reconstruct
+from mast3r.scenes.pair_cache import PairCache
+from mast3r.scenes.photos import list_photos
+from mast3r.scenes.reconstruction import STAGES, ReconstructConfig, reconstruct
 from multiview.images import Image
 from multiview.reconstruction import Reconstruction
 from multiview.views import View, ViewConstraints, fixed
@@ -305,7 +305,7 @@ import numpy as np, torch
 from mast3r.cloud_opt.config import SparseConfig, Stage
 from mast3r.cloud_opt.utils.losses import GammaLoss
 from mast3r.model import AsymmetricMASt3R
-from mast3r.reconstruction import ReconstructConfig, reconstruct
+from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 from mast3r.training import PRESETS
 torch.manual_seed(0)
 model = AsymmetricMASt3R(**PRESETS["tiny"].model).eval()

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import mast3r
 from mast3r.image_pairs import make_pairs
-from mast3r.pair_cost import PairCost
 from mast3r.retrieval.graph import farthest_point_sampling
-from mast3r.scene_graph import MAX_COMPLETE, plan_graph
+from mast3r.scenes.graph import MAX_COMPLETE, plan_graph
+from mast3r.scenes.pair_cost import PairCost
 from tests.network_goldens import tiny_mast3r
 
 COST = PairCost(seconds_per_image=2, seconds_per_pair=3, bytes_fixed=10, bytes_per_image=20, bytes_per_pair=30)

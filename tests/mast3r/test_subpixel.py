@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mast3r.subpixel import descriptor_peak, neighbourhood, paraboloid_peak, refine_matches
+from mast3r.pairs.subpixel import descriptor_peak, neighbourhood, paraboloid_peak, refine_matches
 
 
 def wave_field(x: torch.Tensor, y: torch.Tensor, seed: int = 0, D: int = 24, wavelength: float = 24.0) -> torch.Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mast3r.tiled_matching import Tile, TileMatches, match_coarse_to_fine, merge_duplicates, plan_tiles
+from mast3r.tiling.matching import Tile, TileMatches, match_coarse_to_fine, merge_duplicates, plan_tiles
 from mast3r.utils.coarse_to_fine import WindowConfig
 from multiview.images import Image
 from multiview.matches import Matches

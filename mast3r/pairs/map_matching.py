@@ -1,7 +1,7 @@
 """Matches between the descriptor maps of a pair, in model pixels.
 
 Dense matches start from a grid of pixels; given keypoints are looked up one by one. Both end between the
-pixels (`mast3r.subpixel`), and both are exact nearest neighbours (`mast3r.nearest`).
+pixels (`mast3r.pairs.subpixel`), and both are exact nearest neighbours (`mast3r.nearest`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mast3r.fast_nn import ReciprocalMatches, index_to_xy, match_reciprocal_batch
 from mast3r.nearest import NearestSearch
-from mast3r.pair_config import PairConfig
-from mast3r.subpixel import refine_matches, refine_positions, sample_map
-from mast3r.two_view import Described, ModelInput
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.subpixel import refine_matches, refine_positions, sample_map
+from mast3r.pairs.two_view import Described, ModelInput
 from multiview.matches import Matches
 
 
@@ -235,7 +235,7 @@ def in_original_pixels(found: MapMatches, inputs: Sequence[ModelInput]) -> Match
 
 
 def whole_size(x: ModelInput) -> tuple[int, int]:
-    """(width, height) that the whole photo would have at the scale of a possibly cropped input."""
-    scale = np.diag(x.transform.matrix)[:2]
+    """(width, height) that the whole photo would have at the scale of a possibly cropped or turned input."""
+    scale = np.linalg.norm(x.transform.matrix[:2, :2], axis=0)
     width, height = np.array(x.transform.size_from) * scale
     return max(1, round(width)), max(1, round(height))

@@ -16,11 +16,11 @@ from typing import TypeAlias, TypeVar
 import torch
 
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_cache import CacheMiss
-from mast3r.pair_config import PairConfig
-from mast3r.pair_matching import match_pairs
-from mast3r.pair_store import OrderMaps, PairEntry, PairStore
-from mast3r.two_view import ModelInput, Shape, Tokens, decode, encode
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import match_pairs
+from mast3r.pairs.two_view import ModelInput, Shape, Tokens, decode, encode
+from mast3r.scenes.pair_cache import CacheMiss
+from mast3r.scenes.pair_store import OrderMaps, PairEntry, PairStore
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_config import PairConfig
-from mast3r.pair_geometry import SeenMap, estimate_camera, model_pixel
-from mast3r.pair_inference import batch_that_fits, run_in_batches
-from mast3r.pair_matching import MapMatches, match_pairs
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.geometry import SeenMap, estimate_camera, model_pixel
+from mast3r.pairs.map_matching import MapMatches, match_pairs
+from mast3r.pairs.two_view import ModelInput, Seen, TokenCache, Tokens, decode, model_input
 from mast3r.retrieval.pooled import PooledConfig, token_similarity
-from mast3r.two_view import ModelInput, Seen, TokenCache, Tokens, decode, model_input
+from mast3r.scenes.pair_inference import batch_that_fits, run_in_batches
 from multiview.cameras import Camera
 from multiview.focal_pose import estimate_pose_and_focal
 from multiview.images import Image, ImageError, ImageSource, as_image

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mast3r.pair_cache import PairCache, content_key
-from mast3r.pair_matching import MapMatches
-from mast3r.two_view import Seen, Tokens
+from mast3r.pairs.map_matching import MapMatches
+from mast3r.pairs.two_view import Seen, Tokens
+from mast3r.scenes.pair_cache import PairCache, content_key
 
 TOKEN_BYTES = 1 << 29
 """Default bound of the tokens held in memory."""
@@ -101,7 +101,7 @@ class PairStore:
 
     Args:
         cache: Where they are kept.
-        model_key: Identity of the weights (`mast3r.pair_cache.weights_key`).
+        model_key: Identity of the weights (`mast3r.scenes.pair_cache.weights_key`).
         options: What a pair's entry holds.
         token_bytes: Bound of the tokens held in memory; those used longest ago leave first.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mast3r.pair_geometry import SeenMap, estimate_camera
+from mast3r.pairs.geometry import SeenMap, estimate_camera
 from multiview.cameras import Camera
 from multiview.images import Image
 

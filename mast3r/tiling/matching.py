@@ -20,7 +20,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from mast3r.tiles import Tile, on_image
+from mast3r.tiling.tiles import Tile, on_image
 from mast3r.utils.coarse_to_fine import WindowConfig, select_window_pairs
 from multiview.images import Image
 from multiview.matches import Matches

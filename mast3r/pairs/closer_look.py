@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch.nn.functional as F
 
-from mast3r.pair_config import PairConfig
-from mast3r.pair_matching import in_original_pixels, match_pairs
-from mast3r.tiled_matching import merge_duplicates
-from mast3r.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import in_original_pixels, match_pairs
+from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
+from mast3r.tiling.matching import merge_duplicates
 from multiview.images import Image, ImageTransform
 from multiview.local_affine import local_affines
 from multiview.matches import Matches
@@ -27,6 +27,8 @@ from multiview.photometric import MatchPlacer, PlacedMatches
 
 logger = logging.getLogger(__name__)
 
+_QUARTERS = {1: 0, 3: 2, 6: 3, 8: 1}  # EXIF orientation -> quarter turns against the clock
+_LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
 _CELL = 4  # pixels of the network's input per cell of the maps that parts are compared by
 
 
@@ -35,10 +37,12 @@ class CloserLookConfig:
     """How parts of photos are compared.
 
     Attributes:
-        convinced: Share of matches that the photos confirm, from which on no closer look is needed. Wrong matches
-            are confirmed by chance one time in ten.
+        convinced: Share of matches that the photos confirm, of those around which there is something to see, from
+            which on no closer look is needed. Wrong matches are confirmed by chance one time in ten.
         accepted: Share from which on the matches of a pair of parts are taken.
         shares: Sides of the parts as shares of the photo's sides, one round of the search after the other.
+        turns: EXIF orientations that the second photo is also shown in, as a whole, in a round before these: 3 upside
+            down, 6 and 8 lying on a side.
         overlap: Least share of its side that a part has in common with the next one.
         max_ratio: Parts are compared if their shares differ by this factor at most.
         size: How large parts are seen while they are compared, as a share of the network's input size.
@@ -48,9 +52,10 @@ class CloserLookConfig:
         ValueError: If a value is out of its range.
     """
 
-    convinced: float = 0.25
-    accepted: float = 0.17
+    convinced: float = 0.3
+    accepted: float = 0.22
     shares: tuple[float, ...] = (0.6, 0.4)
+    turns: tuple[int, ...] = (3, 6, 8)
     overlap: float = 0.25
     max_ratio: float = 2.0
     size: float = 0.7
@@ -65,6 +70,8 @@ class CloserLookConfig:
             )
         if not all(0 < share < 1 for share in self.shares):
             raise ValueError(f"shares must be between 0 and 1, got {self.shares}.")
+        if not set(self.turns) <= {3, 6, 8}:
+            raise ValueError(f"turns must be EXIF orientations 3, 6 and 8, got {self.turns}.")
         if self.candidates < 1 or self.max_ratio < 1:
             raise ValueError(
                 f"candidates and max_ratio must be at least 1, got {self.candidates} and {self.max_ratio}."
@@ -72,15 +79,16 @@ class CloserLookConfig:
 
 
 def confirmed_share(placed: PlacedMatches) -> float:
-    """Share of the matches that the photos confirm, 0..1."""
-    return float(placed.confirmed.mean()) if len(placed.matches) else 0.0
+    """Share of the matches that the photos confirm, of those whose surroundings tell something, 0..1."""
+    count = max(placed.telling.sum(), _LEAST_TELLING * len(placed.telling), 1)
+    return float(placed.confirmed.sum() / count)
 
 
-Part = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels of a photo, right and bottom exclusive."""
 
 
-def part_boxes(size: tuple[int, int], share: float, overlap: float) -> list[Part]:
+def part_boxes(size: tuple[int, int], share: float, overlap: float) -> list[Box]:
     """Parts of an image (width, height) with this share of its sides, row by row; 1 gives the image itself."""
     count = 1 + math.ceil((1 - share) / (share * (1 - overlap)) - 1e-9)
     width, height = (max(1, round(share * side)) for side in size)
@@ -135,9 +143,9 @@ def look_closer(
     Returns:
         Placed and checked matches in pixels of the photos.
     """
-    parts = _Parts(cache, images[0], search, config), _Parts(cache, images[1], search, config)
+    parts = _Parts(cache, images[0], search, config), _Parts(cache, images[1], search, config, search.turns)
     looks = [first]
-    for level in range(len(search.shares)):
+    for level in range(len(search.shares) + 1):
         pairs = _new_pairs(parts, level, search)
         scores = np.concatenate([_agreement(batch) for batch in _seen(parts, pairs, config, search.size)])
         best = [pairs[k] for k in np.argsort(-scores, kind="stable")[: search.candidates]]
@@ -152,43 +160,70 @@ def look_closer(
     return _joined(accepted) if accepted else first.kept(placer.config.min_checked)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A part of a photo, as it is shown to the network.
+
+    Attributes:
+        box: Where it is.
+        share: Its sides as a share of those of the photo.
+        turn: EXIF orientation that it is turned by, 1 for none.
+        round: Round of the search it belongs to; -1 for the whole photo as it is.
+    """
+
+    box: Box
+    share: float = 1.0
+    turn: int = 1
+    round: int = -1
+
+
 class _Parts:
     """A photo and its parts as the network sees them, cut and encoded when they are asked for.
 
-    Attributes:
-        boxes: Where the parts are; the first is the whole photo, those of the rounds of the search follow.
-        rounds: (P,) int, the round each part belongs to, -1 for the whole photo.
-        shares: (P,) their sides as shares of those of the photo.
+    The first one is the whole photo. The turned whole photo belongs to the first round, the parts of each share to the
+    rounds after it.
     """
 
-    def __init__(self, cache: TokenCache, image: Image, search: CloserLookConfig, config: PairConfig) -> None:
+    def __init__(
+        self, cache: TokenCache, image: Image, search: CloserLookConfig, config: PairConfig, turns: Sequence[int] = ()
+    ) -> None:
         self.cache, self._image, self._config = cache, image, config
-        boxes = [part_boxes(image.size, share, search.overlap) for share in (1.0, *search.shares)]
-        counts = [len(some) for some in boxes]
-        self.boxes = [box for some in boxes for box in some]
-        self.rounds = np.repeat(np.arange(-1, len(search.shares)), counts)
-        self.shares = np.repeat((1.0, *search.shares), counts)
+        whole = (0, 0, image.width, image.height)
+        self.parts = [_Part(whole), *(_Part(whole, turn=turn, round=0) for turn in turns)]
+        for number, share in enumerate(search.shares, start=1):
+            boxes = part_boxes(image.size, share, search.overlap)
+            self.parts += [_Part(box, share, round=number) for box in boxes]
         self._inputs: dict[tuple[int, float], ModelInput] = {}
 
-    def input(self, part: int, size: float) -> ModelInput:
+    def input(self, number: int, size: float) -> ModelInput:
         """A part as the network sees it at this share of its input size."""
-        if (part, size) not in self._inputs:
-            left, top, right, bottom = box = self.boxes[part]
-            window = Image(np.ascontiguousarray(self._image.pixels[top:bottom, left:right]))
+        if (number, size) not in self._inputs:
+            part = self.parts[number]
+            left, top, right, bottom = part.box
+            window = Image(np.ascontiguousarray(_turned(self._image.pixels[top:bottom, left:right], part.turn)))
             model, patch = self.cache.model, self.cache.model.patch_size
             side = round(size * (self._config.image_size or input_side(model)) / patch) * patch
             seen = model_input(model, window, image_size=side, crop=self._config.crop)
-            transform = ImageTransform.crop(self._image.size, box).compose(seen.transform)
-            self._inputs[part, size] = ModelInput(seen.pixels, transform)
-        return self._inputs[part, size]
+            crop = ImageTransform.crop(self._image.size, part.box)
+            turn = ImageTransform.turn(crop.size_to, part.turn)
+            self._inputs[number, size] = ModelInput(seen.pixels, crop.compose(turn).compose(seen.transform))
+        return self._inputs[number, size]
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, 3) turned by an EXIF orientation that does not mirror."""
+    return np.rot90(pixels, _QUARTERS[orientation])
 
 
 def _new_pairs(parts: tuple[_Parts, _Parts], level: int, search: CloserLookConfig) -> list[tuple[int, int]]:
-    """Pairs of parts that have not been compared in the rounds before, of shares that are not too unlike."""
-    rounds = np.maximum(parts[0].rounds[:, None], parts[1].rounds)
-    ratio = np.log(parts[0].shares[:, None] / parts[1].shares)
-    chosen = (rounds == level) & (np.abs(ratio) <= math.log(search.max_ratio))
-    return [(int(i), int(j)) for i, j in np.argwhere(chosen)]
+    """Pairs of parts that no round before had, of shares that are not too unlike; turned ones with the whole photo."""
+    pairs = []
+    for i, a in enumerate(parts[0].parts):
+        for j, b in enumerate(parts[1].parts):
+            ratio = max(a.share / b.share, b.share / a.share)
+            if max(a.round, b.round) == level and ratio <= search.max_ratio and (level == 0 or b.turn == 1):
+                pairs.append((i, j))
+    return pairs
 
 
 def _seen(

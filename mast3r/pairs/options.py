@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mast3r.pair_config import PairConfig
+    from mast3r.pairs.config import PairConfig
 
 FIELDS = {
     "subsample": "subsample",
@@ -54,6 +54,6 @@ def add_pair_options(parser: Any, flags: Sequence[str]) -> None:
 
 def pair_config(args: argparse.Namespace, flags: Sequence[str]) -> PairConfig:
     """The settings that such flags ask for."""
-    from mast3r.pair_config import PairConfig  # here: a help text need not wait for torch
+    from mast3r.pairs.config import PairConfig  # here: a help text need not wait for torch
 
     return PairConfig().changed(**{FIELDS[flag]: getattr(args, flag) for flag in flags})

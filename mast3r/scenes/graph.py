@@ -11,8 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dust3r.image_pairs import GRAPHS, Edge, graph_edges
-from mast3r.pair_cost import PairCost
 from mast3r.retrieval.graph import is_retrieval_graph, retrieval_edges
+from mast3r.scenes.pair_cost import PairCost
 
 AUTO = "auto"
 MAX_COMPLETE = 20

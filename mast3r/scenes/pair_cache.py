@@ -24,7 +24,7 @@ from multiview.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "mast3r.pair_cache/1"
+_FORMAT = "mast3r.scenes.pair_cache/1"
 _SUFFIX = ".safetensors"
 _STALE_SECONDS = 3600.0  # no write takes so long: such a part was left by a killed process
 

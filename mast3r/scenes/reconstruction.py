@@ -28,23 +28,23 @@ from mast3r.alignment import Alignment, AlignmentName, AlignmentProblem, align
 from mast3r.cloud_opt.config import SparseConfig
 from mast3r.loading import card_of
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_cache import PairCache, weights_key
-from mast3r.pair_config import PairConfig
-from mast3r.pair_cost import PairCost
-from mast3r.pair_inference import (
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import in_original_pixels
+from mast3r.pairs.two_view import ModelInput, TokenCache
+from mast3r.retrieval.pooled import token_similarity
+from mast3r.scenes.graph import MAX_COMPLETE, GraphPlan, plan_graph
+from mast3r.scenes.pair_cache import PairCache, weights_key
+from mast3r.scenes.pair_cost import PairCost
+from mast3r.scenes.pair_inference import (
     DEFAULT_MEMORY,
     TOKEN_SHARE,
     encode_images,
     infer_pairs,
 )
-from mast3r.pair_matching import in_original_pixels
-from mast3r.pair_store import PairOptions, PairStore
-from mast3r.photos import Photo, PhotoList, list_photos, read_photos
-from mast3r.placed_pairs import placed_by_photos
-from mast3r.retrieval.pooled import token_similarity
-from mast3r.scene_graph import MAX_COMPLETE, GraphPlan, plan_graph
-from mast3r.stages import Progress, Stages
-from mast3r.two_view import ModelInput, TokenCache
+from mast3r.scenes.pair_store import PairOptions, PairStore
+from mast3r.scenes.photos import Photo, PhotoList, list_photos, read_photos
+from mast3r.scenes.placed_pairs import placed_by_photos
+from mast3r.scenes.stages import Progress, Stages
 from multiview.cameras import Camera
 from multiview.matches import Matches
 from multiview.metrics import epipolar_errors
@@ -81,7 +81,7 @@ class ReconstructConfig:
         align_device: Where to align; None takes the model's device.
         photometric: Let the full-size photos place and check the matches, see `multiview.photometric`.
         closer_look: Match parts of photos where the photos confirm few matches, ten seconds for each such pair on a
-            laptop (see `mast3r.closer_look`). Needs `photometric`.
+            laptop (see `mast3r.pairs.closer_look`). Needs `photometric`.
         tracks: Whether to join matches into tracks.
         seed: Seed of everything random.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mast3r.focal_priors import FocalPrior
-from mast3r.pair_geometry import PairPose, SeenMap, baseline_length
+from mast3r.pairs.focal_priors import FocalPrior
+from mast3r.pairs.geometry import PairPose, SeenMap, baseline_length
 from multiview.cameras import Camera
 from multiview.depth_correction import DepthMap, DepthSamples, FieldConfig, correct_depths
 from multiview.epipolar import NUM_PARAMETERS, EpipolarGeometry

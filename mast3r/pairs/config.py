@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from mast3r.subpixel import Method
+from mast3r.pairs.subpixel import Method
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class PairConfig:
         min_confidence_percentile: Share of the matches to drop, least confident first; 0..100.
         border_px: Drop matches nearer than this to a border of the model's input, where context is missing.
         subpixel: Place matches between the model's pixels: True for the default way, the name of another one
-            (see `mast3r.subpixel`), or False to keep whole pixels.
+            (see `mast3r.pairs.subpixel`), or False to keep whole pixels.
         photometric: Let the photos themselves place dense matches to a fraction of their pixels and drop those that
             look unlike at both ends (see `multiview.photometric`). False gives what the network says.
         closer_look: Where the photos confirm few of these matches, match parts of the photos, which takes ten times
-            as long (see `mast3r.closer_look`). Needs `photometric`.
+            as long (see `mast3r.pairs.closer_look`). Needs `photometric`.
         keypoint_tolerance_px: A given keypoint is matched if its match leads back to less than this distance
             from it, in model pixels.
         image_size: Size of the model's input; None takes the size it was trained at.
@@ -32,7 +32,7 @@ class PairConfig:
         ransac_px: Largest epipolar distance of a match that agrees with the pose, in model pixels.
         seed: Seed of the pose estimation.
         batch_size: Images, orders of a pair or tiles in one call of the network.
-        refine_geometry: Let the matches correct focal lengths, pose and pointmaps (see `mast3r.pair_refinement`);
+        refine_geometry: Let the matches correct focal lengths, pose and pointmaps (see `mast3r.pairs.refinement`);
             needs matches that mostly agree with one pose and do not lie on a plane. False gives the network's own
             pointmaps, and the focal lengths that fit these. `match` does not look at it.
 

@@ -1,4 +1,4 @@
-"""A MASt3R network as the matcher of tiles that `mast3r.tiled_matching` asks for."""
+"""A MASt3R network as the matcher of tiles that `mast3r.tiling.matching` asks for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from mast3r.model import AsymmetricMASt3R
-from mast3r.pair_config import PairConfig
-from mast3r.pair_matching import MapMatches, match_keypoints, match_pairs
-from mast3r.tiled_matching import Keypoints, TileMatches
-from mast3r.two_view import Described, ModelInput, Shape, Tokens, describe, encode, input_side
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import MapMatches, match_keypoints, match_pairs
+from mast3r.pairs.two_view import Described, ModelInput, Shape, Tokens, describe, encode, input_side
+from mast3r.tiling.matching import Keypoints, TileMatches
 from multiview.images import ImageTransform
 
 _SHORT_SIDES = (384, 336, 288, 256, 160)

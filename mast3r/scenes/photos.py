@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from dust3r.utils.image import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from mast3r.model import AsymmetricMASt3R
-from mast3r.two_view import ModelInput, model_input
+from mast3r.pairs.two_view import ModelInput, model_input
 from multiview.images import ImageError, ImageSource, as_image
 from multiview.views import View, ViewConstraints, as_view
 
@@ -84,7 +84,7 @@ def read_photos(
         model: The model the photos are resized for.
         views: Photos with unique names.
         image_size: Size of the model's input; None takes the size it was trained at.
-        crop: See `mast3r.two_view.model_input`.
+        crop: See `mast3r.pairs.two_view.model_input`.
         on_done: Told after each photo: how many are read, and how many there are.
 
     Raises:

@@ -15,11 +15,11 @@ import torch
 
 from dust3r.image_pairs import Edge
 from mast3r.alignment.problem import AlignmentProblem
-from mast3r.closer_look import checked_or_closer
-from mast3r.pair_config import PairConfig
-from mast3r.pair_matching import MapMatches, in_original_pixels
-from mast3r.photos import Photo
-from mast3r.two_view import TokenCache
+from mast3r.pairs.closer_look import checked_or_closer
+from mast3r.pairs.config import PairConfig
+from mast3r.pairs.map_matching import MapMatches, in_original_pixels
+from mast3r.pairs.two_view import TokenCache
+from mast3r.scenes.photos import Photo
 from multiview.images import Image, ImageError, as_image
 from multiview.photometric import GreyPyramid, MatchPlacer, PhotometricConfig
 
@@ -43,7 +43,7 @@ def placed_by_photos(
         photos: The photos of the problem, in its order.
         problem: Whose matches are placed.
         closer: The network, and how it matches pairs, to look closer where the photos confirm few matches (see
-            `mast3r.closer_look`); None for no closer look.
+            `mast3r.pairs.closer_look`); None for no closer look.
         config: How it is done.
         device: Where it is computed; default the CPU.
         on_done: Told after each pair: how many are done, and how many there are.

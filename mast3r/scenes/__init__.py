@@ -1,0 +1,1 @@
+"""Many photos: which pairs, what the network says of them, and the reconstruction they lead to."""

@@ -1,0 +1,1 @@
+"""Photos larger than the network sees, matched window by window."""
