@@ -1,4 +1,4 @@
-"""What the pair stage keeps: tokens of photos and entries of pairs, by content."""
+"""What is kept of many photos, by content: tokens of each, entries and placed matches of pairs."""
 
 from __future__ import annotations
 
@@ -178,6 +178,23 @@ class PairStore:
         found = _matches_from(self.cache.read(self.pair_key(a, b), names))
         return found if a <= b else found.swapped()
 
+    def placed_key(self, a: str, b: str, how: str) -> str:
+        """Key of the cache entry with the matches of a pair after the photos have placed them in some way."""
+        return content_key("placed", self.pair_key(a, b), how)
+
+    def placed(self, a: str, b: str, how: str) -> MapMatches:
+        """The placed matches of the pair (a, b).
+
+        Raises:
+            CacheMiss: If they are not there, or damaged.
+        """
+        found = _matches_from(self.cache.read(self.placed_key(a, b, how)))
+        return found if a <= b else found.swapped()
+
+    def put_placed(self, a: str, b: str, how: str, matches: MapMatches) -> None:
+        """Keep the placed matches of the pair (a, b)."""
+        self.cache.write(self.placed_key(a, b, how), _match_tensors(matches if a <= b else matches.swapped()))
+
     def _hold(self, image: str, tokens: Tokens) -> Tokens:
         """Remember tokens, and forget the oldest ones beyond the bound."""
         self._recent[image] = tokens
@@ -211,7 +228,7 @@ class _Features(Sequence[Tensor]):
 
 def _to_tensors(entry: PairEntry, options: PairOptions) -> dict[str, Tensor]:
     dtype = getattr(torch, options.storage)
-    tensors = {f"matches.{name}": _tensor(getattr(entry.matches, name)) for name in _MATCH_FIELDS}
+    tensors = _match_tensors(entry.matches)
     for order in ("forward", "backward"):
         maps = getattr(entry, order)
         tensors |= {f"{order}.{field.name}": _tensor(getattr(maps, field.name)).to(dtype) for field in fields(maps)}
@@ -224,6 +241,10 @@ def _from_tensors(tensors: Mapping[str, Tensor]) -> PairEntry:
         for order in ("forward", "backward")
     )
     return PairEntry(forward, backward, _matches_from(tensors))
+
+
+def _match_tensors(matches: MapMatches) -> dict[str, Tensor]:
+    return {f"matches.{name}": _tensor(getattr(matches, name)) for name in _MATCH_FIELDS}
 
 
 def _matches_from(tensors: Mapping[str, Tensor]) -> MapMatches:

@@ -1,7 +1,8 @@
 """The matches of many pairs, placed and checked by the full-size photos.
 
 The pair stage sees photos only as large as the network does, and keeps nothing else. Here the photos are read once
-more, a few at a time; one that has become unreadable leaves its matches as they are.
+more, a few at a time; one that has become unreadable leaves its matches as they are. Placed matches are kept in the
+cache of the pair stage, so that a run that was broken off goes on from them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 
 from dust3r.image_pairs import Edge
 from mast3r.alignment.problem import AlignmentProblem
-from mast3r.pairs.closer_look import checked_or_closer
+from mast3r.pairs.closer_look import CloserLookConfig, checked_or_closer
 from mast3r.pairs.config import PairConfig
 from mast3r.pairs.map_matching import MapMatches, in_original_pixels
 from mast3r.pairs.two_view import TokenCache
+from mast3r.scenes.pair_cache import CacheMiss
 from mast3r.scenes.photos import Photo
 from multiview.images import Image, ImageError, as_image
 from multiview.photometric import GreyPyramid, MatchPlacer, PhotometricConfig
@@ -48,26 +50,45 @@ def placed_by_photos(
         device: Where it is computed; default the CPU.
         on_done: Told after each pair: how many are done, and how many there are.
     """
+    config = config or PhotometricConfig()
     held, placed = _Held(photos, device), {}
+    how = repr((config, None if closer is None else (closer[1], CloserLookConfig())))
     for done, edge in enumerate(sorted(problem.edges), start=1):
-        inputs = (problem.inputs[edge[0]], problem.inputs[edge[1]])
-        found = in_original_pixels(problem.matches(edge), inputs)
+        keys = problem.inputs[edge[0]].key, problem.inputs[edge[1]].key
         try:
-            (image0, grey0), (image1, grey1) = held.photo(edge[0]), held.photo(edge[1])
-            placer = MatchPlacer(grey0, grey1, config=config)
-            if closer is None:
-                found = placer.check(found)
-            else:
-                found = checked_or_closer(closer[0], (image0, image1), found, placer, closer[1])
-        except (ImageError, ValueError) as error:
-            names = photos[edge[0]].name, photos[edge[1]].name
-            logger.warning("matches of %s and %s stay as they are: %s", *names, error)
-        else:
-            xy0, xy1 = (x.transform.apply(xy) for x, xy in zip(inputs, (found.xy0, found.xy1)))
-            placed[edge] = MapMatches(xy0.astype(np.float32), xy1.astype(np.float32), found.confidence)
+            placed[edge] = problem.store.placed(*keys, how)
+        except CacheMiss:
+            found = _placed(problem, edge, held, closer, config)
+            if found is not None:
+                problem.store.put_placed(*keys, how, found)
+                placed[edge] = found
         if on_done is not None:
             on_done(done, len(problem.edges))
     return placed
+
+
+def _placed(
+    problem: AlignmentProblem,
+    edge: Edge,
+    held: _Held,
+    closer: tuple[TokenCache, PairConfig] | None,
+    config: PhotometricConfig,
+) -> MapMatches | None:
+    """The matches of one pair; None, with a warning, if its photos cannot be read any more."""
+    inputs = problem.inputs[edge[0]], problem.inputs[edge[1]]
+    found = in_original_pixels(problem.matches(edge), inputs)
+    try:
+        (image0, grey0), (image1, grey1) = held.photo(edge[0]), held.photo(edge[1])
+        placer = MatchPlacer(grey0, grey1, config=config)
+        if closer is None:
+            found = placer.check(found)
+        else:
+            found = checked_or_closer(closer[0], (image0, image1), found, placer, closer[1])
+    except (ImageError, ValueError) as error:
+        logger.warning("matches of %s and %s stay as they are: %s", held.name(edge[0]), held.name(edge[1]), error)
+        return None
+    xy0, xy1 = (x.transform.apply(xy) for x, xy in zip(inputs, (found.xy0, found.xy1)))
+    return MapMatches(xy0.astype(np.float32), xy1.astype(np.float32), found.confidence)
 
 
 class _Held:
@@ -76,6 +97,10 @@ class _Held:
     def __init__(self, photos: Sequence[Photo], device: torch.device | None) -> None:
         self._photos, self._device = photos, device
         self._images: OrderedDict[int, tuple[Image, GreyPyramid]] = OrderedDict()
+
+    def name(self, index: int) -> str:
+        """Name of photo `index`."""
+        return self._photos[index].name
 
     def photo(self, index: int) -> tuple[Image, GreyPyramid]:
         """Photo `index`; raises ImageError if it cannot be read any more."""
