@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _QUARTERS = {1: 0, 3: 2, 6: 3, 8: 1}  # EXIF orientation -> quarter turns against the clock
 _LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
+_LEAST_MATCHES = 50  # nor do fewer than these
 _CELL = 4  # pixels of the network's input per cell of the maps that parts are compared by
 
 
@@ -40,11 +41,11 @@ class CloserLookConfig:
         convinced: Share of matches that the photos confirm, of those around which there is something to see, from
             which on no closer look is needed. Wrong matches are confirmed by chance one time in ten.
         accepted: Share from which on the matches of a pair of parts are taken.
-        shares: Sides of the parts as shares of the photo's sides, one round of the search after the other.
-        turns: EXIF orientations that the second photo is also shown in, as a whole, in a round before these: 3 upside
+        turns: EXIF orientations in which the whole second photo is shown in the first round of the search: 3 upside
             down, 6 and 8 lying on a side.
+        rounds: The other rounds. Each compares all parts of the first photo that have some share of its sides with all
+            of the second photo that have some share, for a list of such pairs of shares.
         overlap: Least share of its side that a part has in common with the next one.
-        max_ratio: Parts are compared if their shares differ by this factor at most.
         size: How large parts are seen while they are compared, as a share of the network's input size.
         candidates: Pairs of parts that are matched in full, per round.
 
@@ -54,10 +55,13 @@ class CloserLookConfig:
 
     convinced: float = 0.3
     accepted: float = 0.22
-    shares: tuple[float, ...] = (0.6, 0.4)
     turns: tuple[int, ...] = (3, 6, 8)
+    rounds: tuple[tuple[tuple[float, float], ...], ...] = (
+        ((1.0, 0.6), (0.6, 1.0), (0.6, 0.6)),
+        ((1.0, 0.4), (0.4, 1.0), (1.0, 0.25), (0.25, 1.0)),
+        ((0.4, 0.4),),
+    )
     overlap: float = 0.25
-    max_ratio: float = 2.0
     size: float = 0.7
     candidates: int = 4
 
@@ -68,19 +72,17 @@ class CloserLookConfig:
             raise ValueError(
                 f"overlap must be in 0..1 without 1, size in 0..1 without 0, got {self.overlap} and {self.size}."
             )
-        if not all(0 < share < 1 for share in self.shares):
-            raise ValueError(f"shares must be between 0 and 1, got {self.shares}.")
         if not set(self.turns) <= {3, 6, 8}:
             raise ValueError(f"turns must be EXIF orientations 3, 6 and 8, got {self.turns}.")
-        if self.candidates < 1 or self.max_ratio < 1:
-            raise ValueError(
-                f"candidates and max_ratio must be at least 1, got {self.candidates} and {self.max_ratio}."
-            )
+        if not all(0 < share <= 1 for some in self.rounds for pair in some for share in pair):
+            raise ValueError(f"rounds must hold pairs of shares above 0 and at most 1, got {self.rounds}.")
+        if self.candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {self.candidates}.")
 
 
 def confirmed_share(placed: PlacedMatches) -> float:
     """Share of the matches that the photos confirm, of those whose surroundings tell something, 0..1."""
-    count = max(placed.telling.sum(), _LEAST_TELLING * len(placed.telling), 1)
+    count = max(placed.telling.sum(), _LEAST_TELLING * len(placed.telling), _LEAST_MATCHES)
     return float(placed.confirmed.sum() / count)
 
 
@@ -117,7 +119,7 @@ def checked_or_closer(
     """
     search = search or CloserLookConfig()
     first = placer.place(matches)
-    if confirmed_share(first) >= search.convinced:
+    if confirmed_share(first) >= search.convinced or not (search.turns or search.rounds):
         return first.kept(placer.config.min_checked)
     return look_closer(cache, images, first, placer, config, search)
 
@@ -143,91 +145,68 @@ def look_closer(
     Returns:
         Placed and checked matches in pixels of the photos.
     """
-    parts = _Parts(cache, images[0], search, config), _Parts(cache, images[1], search, config, search.turns)
-    looks = [first]
-    for level in range(len(search.shares) + 1):
-        pairs = _new_pairs(parts, level, search)
+    parts = _Parts(cache, images[0], config), _Parts(cache, images[1], config)
+    shares: dict[PartPair, float] = {}
+    sample = config.changed(subsample=2 * config.subsample)  # enough to judge a pair of parts by
+    for pairs in _rounds(images, search):
         scores = np.concatenate([_agreement(batch) for batch in _seen(parts, pairs, config, search.size)])
         best = [pairs[k] for k in np.argsort(-scores, kind="stable")[: search.candidates]]
-        looks += [placer.place(matches) for matches in _matched(parts, best, config)]
-        if max(map(confirmed_share, looks)) >= search.convinced:
+        placed = (placer.place(matches) for matches in _matched(parts, best, sample))
+        shares |= {pair: confirmed_share(look) for pair, look in zip(best, placed)}
+        if max(shares.values()) >= search.convinced:
             break
-    shares = np.array([confirmed_share(look) for look in looks])
-    logger.info(
-        "closer look: %.0f %% of the best matches confirmed, %.0f %% at first", *100 * shares[[shares.argmax(), 0]]
-    )
-    accepted = [look for look, share in zip(looks, shares) if share >= search.accepted]
-    return _joined(accepted) if accepted else first.kept(placer.config.min_checked)
+    logger.info("closer look: confirmed %.2f at best, %.2f at first", max(shares.values()), confirmed_share(first))
+    accepted = [pair for pair, share in shares.items() if share >= search.accepted]
+    looks = [placer.place(matches) for matches in _matched(parts, accepted, config)]
+    looks += [first] if confirmed_share(first) >= search.accepted else []
+    return _joined(looks) if looks else first.kept(placer.config.min_checked)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a photo, as it is shown to the network.
-
-    Attributes:
-        box: Where it is.
-        share: Its sides as a share of those of the photo.
-        turn: EXIF orientation that it is turned by, 1 for none.
-        round: Round of the search it belongs to; -1 for the whole photo as it is.
-    """
+    """A part of a photo, and the EXIF orientation that it is turned by (1 for none)."""
 
     box: Box
-    share: float = 1.0
     turn: int = 1
-    round: int = -1
+
+
+PartPair = tuple[_Part, _Part]
+
+
+def _rounds(images: tuple[Image, Image], search: CloserLookConfig) -> Iterator[list[PartPair]]:
+    """The pairs of parts of each round."""
+    wholes = [_Part((0, 0, image.width, image.height)) for image in images]
+    if search.turns:
+        yield [(wholes[0], _Part(wholes[1].box, turn)) for turn in search.turns]
+    for shares in search.rounds:
+        boxes = [[part_boxes(i.size, s, search.overlap) for i, s in zip(images, pair)] for pair in shares]
+        yield [(_Part(a), _Part(b)) for first, second in boxes for a in first for b in second]
 
 
 class _Parts:
-    """A photo and its parts as the network sees them, cut and encoded when they are asked for.
+    """Parts of a photo as the network sees them, cut and encoded when they are asked for."""
 
-    The first one is the whole photo. The turned whole photo belongs to the first round, the parts of each share to the
-    rounds after it.
-    """
-
-    def __init__(
-        self, cache: TokenCache, image: Image, search: CloserLookConfig, config: PairConfig, turns: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, cache: TokenCache, image: Image, config: PairConfig) -> None:
         self.cache, self._image, self._config = cache, image, config
-        whole = (0, 0, image.width, image.height)
-        self.parts = [_Part(whole), *(_Part(whole, turn=turn, round=0) for turn in turns)]
-        for number, share in enumerate(search.shares, start=1):
-            boxes = part_boxes(image.size, share, search.overlap)
-            self.parts += [_Part(box, share, round=number) for box in boxes]
-        self._inputs: dict[tuple[int, float], ModelInput] = {}
+        self._inputs: dict[tuple[_Part, float], ModelInput] = {}
 
-    def input(self, number: int, size: float) -> ModelInput:
+    def input(self, part: _Part, size: float) -> ModelInput:
         """A part as the network sees it at this share of its input size."""
-        if (number, size) not in self._inputs:
-            part = self.parts[number]
+        if (part, size) not in self._inputs:
             left, top, right, bottom = part.box
-            window = Image(np.ascontiguousarray(_turned(self._image.pixels[top:bottom, left:right], part.turn)))
+            pixels = np.rot90(self._image.pixels[top:bottom, left:right], _QUARTERS[part.turn])
             model, patch = self.cache.model, self.cache.model.patch_size
-            side = round(size * (self._config.image_size or input_side(model)) / patch) * patch
+            side = max(1, round(size * (self._config.image_size or input_side(model)) / patch)) * patch
+            window = Image(np.ascontiguousarray(pixels))
             seen = model_input(model, window, image_size=side, crop=self._config.crop)
             crop = ImageTransform.crop(self._image.size, part.box)
             turn = ImageTransform.turn(crop.size_to, part.turn)
-            self._inputs[number, size] = ModelInput(seen.pixels, crop.compose(turn).compose(seen.transform))
-        return self._inputs[number, size]
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, 3) turned by an EXIF orientation that does not mirror."""
-    return np.rot90(pixels, _QUARTERS[orientation])
-
-
-def _new_pairs(parts: tuple[_Parts, _Parts], level: int, search: CloserLookConfig) -> list[tuple[int, int]]:
-    """Pairs of parts that no round before had, of shares that are not too unlike; turned ones with the whole photo."""
-    pairs = []
-    for i, a in enumerate(parts[0].parts):
-        for j, b in enumerate(parts[1].parts):
-            ratio = max(a.share / b.share, b.share / a.share)
-            if max(a.round, b.round) == level and ratio <= search.max_ratio and (level == 0 or b.turn == 1):
-                pairs.append((i, j))
-    return pairs
+            self._inputs[part, size] = ModelInput(seen.pixels, crop.compose(turn).compose(seen.transform))
+        return self._inputs[part, size]
 
 
 def _seen(
-    parts: tuple[_Parts, _Parts], pairs: Sequence[tuple[int, int]], config: PairConfig, size: float = 1.0
+    parts: tuple[_Parts, _Parts], pairs: Sequence[PartPair], config: PairConfig, size: float = 1.0
 ) -> Iterator[list[tuple[Described, Described]]]:
     """Descriptors of pairs of parts, a batch at a time."""
     cache = parts[0].cache
@@ -253,11 +232,11 @@ def _coarse(seen: Described) -> Described:
     return Described(F.normalize(desc, dim=-1), F.avg_pool2d(seen.desc_confidence[None], _CELL)[0])
 
 
-def _matched(parts: tuple[_Parts, _Parts], pairs: Sequence[tuple[int, int]], config: PairConfig) -> Iterator[Matches]:
+def _matched(parts: tuple[_Parts, _Parts], pairs: Sequence[PartPair], config: PairConfig) -> Iterator[Matches]:
     """Matches of pairs of parts in pixels of the photos."""
     found = (m for batch in _seen(parts, pairs, config) for m in match_pairs([[seen] for seen in batch], config))
-    for (i, j), matches in zip(pairs, found):
-        yield in_original_pixels(matches, (parts[0].input(i, 1.0), parts[1].input(j, 1.0)))
+    for (a, b), matches in zip(pairs, found):
+        yield in_original_pixels(matches, (parts[0].input(a, 1.0), parts[1].input(b, 1.0)))
 
 
 def _joined(looks: Sequence[PlacedMatches]) -> Matches:

@@ -85,9 +85,9 @@ def test_parts_cover_the_photo(width, height, share, overlap):
         {"convinced": 2},
         {"overlap": 1},
         {"size": 0},
-        {"shares": (0.5, 1.0)},
+        {"rounds": (((0.5, 0.0),),)},
+        {"turns": (2,)},
         {"candidates": 0},
-        {"max_ratio": 0.5},
     ],
 )
 def test_options_are_checked(wrong):
