@@ -199,6 +199,18 @@ class ImageTransform:
         size_to = (size_from[1], size_from[0]) if orientation >= 5 else size_from
         return cls(np.array([*rows, (0, 0, 1)], dtype=np.float64), size_from, size_to)
 
+    @classmethod
+    def rotate(cls, size_from: tuple[int, int], degrees: float) -> ImageTransform:
+        """Turn about the centre, against the clock on the screen, onto the smallest canvas that holds all pixels."""
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        R = np.array([[c, s], [-s, c]]).round(15)
+        # Sides of 200.0000001 pixels are 200 pixels.
+        size_to = tuple(int(side) for side in np.ceil(np.abs(R) @ size_from - 1e-6))
+        matrix = np.eye(3)
+        matrix[:2, :2] = R
+        matrix[:2, 2] = (np.array(size_to) - 1) / 2 - R @ ((np.array(size_from) - 1) / 2)
+        return cls(matrix, size_from, (size_to[0], size_to[1]))
+
     def apply(self, xy: np.ndarray) -> np.ndarray:
         """Map points.
 
@@ -396,6 +408,27 @@ def resample(image: Image, transform: ImageTransform) -> np.ndarray:
     columns = np.clip(np.rint(columns), 0, image.width - 1).astype(int)
     rows = np.clip(np.rint(rows), 0, image.height - 1).astype(int)
     return image.pixels[rows[:, None], columns]
+
+
+def rotated(image: Image, degrees: float, *, fill: int = 127) -> np.ndarray:
+    """The image turned about its centre, against the clock, on the canvas of `ImageTransform.rotate`.
+
+    Args:
+        image: The image.
+        degrees: Angle.
+        fill: Value of the canvas beyond the image, 0..255.
+
+    Returns:
+        (h, w, 3) uint8 pixels.
+    """
+    transform = ImageTransform.rotate(image.size, degrees)
+    back = transform.inverse().matrix[:2]
+    offset = back[:, 2] + 0.5 - back[:, :2] @ (0.5, 0.5)  # Pillow counts from pixel corners
+    coefficients = (*back[0, :2], offset[0], *back[1, :2], offset[1])
+    drawn = image.to_pil().transform(
+        transform.size_to, PIL.Image.Transform.AFFINE, coefficients, PIL.Image.Resampling.BICUBIC, fillcolor=(fill,) * 3
+    )
+    return np.array(drawn)
 
 
 def _scaled(side: int, long_edge: int, longest: int) -> int:

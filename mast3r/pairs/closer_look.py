@@ -20,15 +20,17 @@ from mast3r.pairs.config import PairConfig
 from mast3r.pairs.map_matching import in_original_pixels, match_pairs
 from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
 from mast3r.tiling.matching import merge_duplicates
-from multiview.images import Image, ImageTransform
+from mast3r.tiling.tiles import on_image
+from multiview.images import Image, ImageTransform, resample, rotated
 from multiview.local_affine import local_affines
 from multiview.matches import Matches
 from multiview.photometric import MatchPlacer, PlacedMatches
 
 logger = logging.getLogger(__name__)
 
-_QUARTERS = {1: 0, 3: 2, 6: 3, 8: 1}  # EXIF orientation -> quarter turns against the clock
 _LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
+_LEAST_ZOOM = 12  # confirmed matches; fewer do not say where to look
+_FRINGE = 0.05  # share of them that may lie outside
 _LEAST_MATCHES = 50  # nor do fewer than these
 _CELL = 4  # pixels of the network's input per cell of the maps that parts are compared by
 
@@ -41,21 +43,22 @@ class CloserLookConfig:
         convinced: Share of matches that the photos confirm, of those around which there is something to see, from
             which on no closer look is needed. Wrong matches are confirmed by chance one time in ten.
         accepted: Share from which on the matches of a pair of parts are taken.
-        turns: EXIF orientations in which the whole second photo is shown in the first round of the search: 3 upside
-            down, 6 and 8 lying on a side.
+        turns: Angles in degrees, against the clock, by which the whole second photo is turned in the first round of
+            the search.
         rounds: The other rounds. Each compares all parts of the first photo that have some share of its sides with all
             of the second photo that have some share, for a list of such pairs of shares.
         overlap: Least share of its side that a part has in common with the next one.
         size: How large parts are seen while they are compared, as a share of the network's input size.
         candidates: Pairs of parts that are matched in full, per round.
+        zooms: Best pairs of parts in the end whose matches are looked at once more, cut to where they are confirmed.
 
     Raises:
         ValueError: If a value is out of its range.
     """
 
-    convinced: float = 0.3
-    accepted: float = 0.22
-    turns: tuple[int, ...] = (3, 6, 8)
+    convinced: float = 0.25
+    accepted: float = 0.2
+    turns: tuple[float, ...] = (45, 90, 135, 180, 225, 270, 315)
     rounds: tuple[tuple[tuple[float, float], ...], ...] = (
         ((1.0, 0.6), (0.6, 1.0), (0.6, 0.6)),
         ((1.0, 0.4), (0.4, 1.0), (1.0, 0.25), (0.25, 1.0)),
@@ -64,6 +67,7 @@ class CloserLookConfig:
     overlap: float = 0.25
     size: float = 0.7
     candidates: int = 4
+    zooms: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.accepted <= self.convinced <= 1:
@@ -72,12 +76,12 @@ class CloserLookConfig:
             raise ValueError(
                 f"overlap must be in 0..1 without 1, size in 0..1 without 0, got {self.overlap} and {self.size}."
             )
-        if not set(self.turns) <= {3, 6, 8}:
-            raise ValueError(f"turns must be EXIF orientations 3, 6 and 8, got {self.turns}.")
         if not all(0 < share <= 1 for some in self.rounds for pair in some for share in pair):
             raise ValueError(f"rounds must hold pairs of shares above 0 and at most 1, got {self.rounds}.")
-        if self.candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {self.candidates}.")
+        if self.candidates < 1 or self.zooms < 0:
+            raise ValueError(
+                f"candidates must be at least 1 and zooms not negative, got {self.candidates} and {self.zooms}."
+            )
 
 
 def confirmed_share(placed: PlacedMatches) -> float:
@@ -145,64 +149,101 @@ def look_closer(
     Returns:
         Placed and checked matches in pixels of the photos.
     """
-    parts = _Parts(cache, images[0], config), _Parts(cache, images[1], config)
-    shares: dict[PartPair, float] = {}
+    smallest = min((share for some in search.rounds for pair in some for share in pair), default=1.0)
+    parts = _Parts(cache, images[0], smallest, config), _Parts(cache, images[1], smallest, config)
+    looks: dict[PartPair, PlacedMatches] = {}
     sample = config.changed(subsample=2 * config.subsample)  # enough to judge a pair of parts by
-    for pairs in _rounds(images, search):
+    for pairs in _rounds((parts[0].image.size, parts[1].image.size), search):
         scores = np.concatenate([_agreement(batch) for batch in _seen(parts, pairs, config, search.size)])
         best = [pairs[k] for k in np.argsort(-scores, kind="stable")[: search.candidates]]
-        placed = (placer.place(matches) for matches in _matched(parts, best, sample))
-        shares |= {pair: confirmed_share(look) for pair, look in zip(best, placed)}
-        if max(shares.values()) >= search.convinced:
+        looks |= dict(zip(best, map(placer.place, _matched(parts, best, sample))))
+        if max(map(confirmed_share, looks.values())) >= search.convinced:
             break
-    logger.info("closer look: confirmed %.2f at best, %.2f at first", max(shares.values()), confirmed_share(first))
-    accepted = [pair for pair, share in shares.items() if share >= search.accepted]
-    looks = [placer.place(matches) for matches in _matched(parts, accepted, config)]
-    looks += [first] if confirmed_share(first) >= search.accepted else []
-    return _joined(looks) if looks else first.kept(placer.config.min_checked)
+    for pair in sorted(looks, key=lambda pair: -confirmed_share(looks[pair]))[: search.zooms]:
+        if confirmed_share(looks[pair]) < search.convinced:
+            zoomed = _zoomed(parts, pair, looks[pair])
+            looks |= dict(zip([zoomed], map(placer.place, _matched(parts, [zoomed], sample))))
+    accepted = [pair for pair, look in looks.items() if confirmed_share(look) >= search.accepted]
+    logger.info("closer look: %d of %d pairs of parts are matched", len(accepted), len(looks))
+    found = [placer.place(matches) for matches in _matched(parts, accepted, config)]
+    found += [first] if confirmed_share(first) >= search.accepted else []
+    return _joined(found) if found else first.kept(placer.config.min_checked)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a photo, and the EXIF orientation that it is turned by (1 for none)."""
+    """A part of a photo, and the angle in degrees that it is turned by."""
 
     box: Box
-    turn: int = 1
+    turn: float = 0.0
 
 
 PartPair = tuple[_Part, _Part]
 
 
-def _rounds(images: tuple[Image, Image], search: CloserLookConfig) -> Iterator[list[PartPair]]:
-    """The pairs of parts of each round."""
-    wholes = [_Part((0, 0, image.width, image.height)) for image in images]
+def _rounds(sizes: tuple[tuple[int, int], tuple[int, int]], search: CloserLookConfig) -> Iterator[list[PartPair]]:
+    """The pairs of parts of each round, for photos of two sizes (width, height)."""
+    whole0, whole1 = ((0, 0, *size) for size in sizes)
     if search.turns:
-        yield [(wholes[0], _Part(wholes[1].box, turn)) for turn in search.turns]
+        yield [(_Part(whole0), _Part(whole1, turn)) for turn in search.turns]
     for shares in search.rounds:
-        boxes = [[part_boxes(i.size, s, search.overlap) for i, s in zip(images, pair)] for pair in shares]
+        boxes = [[part_boxes(size, s, search.overlap) for size, s in zip(sizes, pair)] for pair in shares]
         yield [(_Part(a), _Part(b)) for first, second in boxes for a in first for b in second]
 
 
 class _Parts:
-    """Parts of a photo as the network sees them, cut and encoded when they are asked for."""
+    """Parts of a photo as the network sees them, cut and encoded when they are asked for.
 
-    def __init__(self, cache: TokenCache, image: Image, config: PairConfig) -> None:
-        self.cache, self._image, self._config = cache, image, config
+    Args:
+        cache: The network, with the tokens of what it has seen.
+        image: The photo.
+        smallest: Smallest share of the photo's sides that is looked at; it bounds the resolution that is needed.
+        config: How pairs are matched.
+    """
+
+    def __init__(self, cache: TokenCache, image: Image, smallest: float, config: PairConfig) -> None:
+        self.cache, self._config = cache, config
+        self._side = config.image_size or input_side(cache.model)
+        shrink = min(1.0, 1.5 * self._side / smallest / max(image.size))
+        self._resize = ImageTransform.resize(image.size, _scaled(image.size, shrink))
+        self.image = Image(resample(image, self._resize)) if shrink < 1 else image
         self._inputs: dict[tuple[_Part, float], ModelInput] = {}
 
     def input(self, part: _Part, size: float) -> ModelInput:
         """A part as the network sees it at this share of its input size."""
         if (part, size) not in self._inputs:
             left, top, right, bottom = part.box
-            pixels = np.rot90(self._image.pixels[top:bottom, left:right], _QUARTERS[part.turn])
+            window = Image(np.ascontiguousarray(self.image.pixels[top:bottom, left:right]))
+            transform = self._resize.compose(ImageTransform.crop(self.image.size, part.box))
+            if part.turn:
+                window, turn = _turned(window, part.turn, 2 * self._side)
+                transform = transform.compose(turn)
             model, patch = self.cache.model, self.cache.model.patch_size
-            side = max(1, round(size * (self._config.image_size or input_side(model)) / patch)) * patch
-            window = Image(np.ascontiguousarray(pixels))
+            side = max(1, round(size * self._side / patch)) * patch
             seen = model_input(model, window, image_size=side, crop=self._config.crop)
-            crop = ImageTransform.crop(self._image.size, part.box)
-            turn = ImageTransform.turn(crop.size_to, part.turn)
-            self._inputs[part, size] = ModelInput(seen.pixels, crop.compose(turn).compose(seen.transform))
+            self._inputs[part, size] = ModelInput(seen.pixels, transform.compose(seen.transform))
         return self._inputs[part, size]
+
+    def around(self, xy: np.ndarray, part: _Part) -> _Part:
+        """The part, cut to a box around most of some pixels (N, 2) of the photo; as it is if they are few."""
+        if len(xy) < _LEAST_ZOOM:
+            return part
+        low, high = np.quantile(self._resize.apply(xy), (_FRINGE, 1 - _FRINGE), axis=0)
+        centre, half = (low + high) / 2, np.maximum(0.65 * (high - low), 0.1 * max(self.image.size))
+        box = np.concatenate([np.floor(centre - half), np.ceil(centre + half) + 1])
+        left, top, right, bottom = (int(v) for v in box.clip(0, 2 * self.image.size))
+        return _Part((left, top, min(right, self.image.width), min(bottom, self.image.height)), part.turn)
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _turned(image: Image, degrees: float, side: int) -> tuple[Image, ImageTransform]:
+    """The image turned, after it was made no larger than a side in pixels, and the map to it."""
+    resize = ImageTransform.resize(image.size, _scaled(image.size, min(1.0, side / max(image.size))))
+    small = Image(resample(image, resize))
+    return Image(rotated(small, degrees)), resize.compose(ImageTransform.rotate(small.size, degrees))
 
 
 def _seen(
@@ -236,7 +277,15 @@ def _matched(parts: tuple[_Parts, _Parts], pairs: Sequence[PartPair], config: Pa
     """Matches of pairs of parts in pixels of the photos."""
     found = (m for batch in _seen(parts, pairs, config) for m in match_pairs([[seen] for seen in batch], config))
     for (a, b), matches in zip(pairs, found):
-        yield in_original_pixels(matches, (parts[0].input(a, 1.0), parts[1].input(b, 1.0)))
+        matches = in_original_pixels(matches, (parts[0].input(a, 1.0), parts[1].input(b, 1.0)))
+        yield matches.filter(on_image(matches.xy0, matches.size0) & on_image(matches.xy1, matches.size1))
+
+
+def _zoomed(parts: tuple[_Parts, _Parts], pair: PartPair, look: PlacedMatches) -> PartPair:
+    """The pair cut to where its confirmed matches lie."""
+    found = look.matches.filter(look.confirmed)
+    first, second = (side.around(xy, part) for side, xy, part in zip(parts, (found.xy0, found.xy1), pair))
+    return first, second
 
 
 def _joined(looks: Sequence[PlacedMatches]) -> Matches:

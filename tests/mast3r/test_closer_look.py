@@ -86,7 +86,6 @@ def test_parts_cover_the_photo(width, height, share, overlap):
         {"overlap": 1},
         {"size": 0},
         {"rounds": (((0.5, 0.0),),)},
-        {"turns": (2,)},
         {"candidates": 0},
     ],
 )
