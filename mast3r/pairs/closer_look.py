@@ -29,6 +29,7 @@ from multiview.photometric import MatchPlacer, PlacedMatches
 logger = logging.getLogger(__name__)
 
 _LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
+_LEAST_SIDE = 32  # pixels of a part
 _LEAST_ZOOM = 12  # confirmed matches; fewer do not say where to look
 _FRINGE = 0.05  # share of them that may lie outside
 _LEAST_MATCHES = 50  # nor do fewer than these
@@ -151,7 +152,7 @@ def look_closer(
     """
     smallest = min((share for some in search.rounds for pair in some for share in pair), default=1.0)
     parts = _Parts(cache, images[0], smallest, config), _Parts(cache, images[1], smallest, config)
-    looks: dict[PartPair, PlacedMatches] = {}
+    looks: dict[PartPair, PlacedMatches] = {}  # of what has been matched
     sample = config.changed(subsample=2 * config.subsample)  # enough to judge a pair of parts by
     for pairs in _rounds((parts[0].image.size, parts[1].image.size), search):
         scores = np.concatenate([_agreement(batch) for batch in _seen(parts, pairs, config, search.size)])
@@ -187,8 +188,10 @@ def _rounds(sizes: tuple[tuple[int, int], tuple[int, int]], search: CloserLookCo
     if search.turns:
         yield [(_Part(whole0), _Part(whole1, turn)) for turn in search.turns]
     for shares in search.rounds:
-        boxes = [[part_boxes(size, s, search.overlap) for size, s in zip(sizes, pair)] for pair in shares]
-        yield [(_Part(a), _Part(b)) for first, second in boxes for a in first for b in second]
+        wide = [pair for pair in shares if all(s * min(size) >= _LEAST_SIDE for s, size in zip(pair, sizes))]
+        boxes = [[part_boxes(size, s, search.overlap) for size, s in zip(sizes, pair)] for pair in wide]
+        if boxes:
+            yield [(_Part(a), _Part(b)) for first, second in boxes for a in first for b in second]
 
 
 class _Parts:
@@ -229,7 +232,8 @@ class _Parts:
         if len(xy) < _LEAST_ZOOM:
             return part
         low, high = np.quantile(self._resize.apply(xy), (_FRINGE, 1 - _FRINGE), axis=0)
-        centre, half = (low + high) / 2, np.maximum(0.65 * (high - low), 0.1 * max(self.image.size))
+        half = 0.65 * (high - low)
+        centre, half = (low + high) / 2, np.maximum(half, max(_LEAST_SIDE, 0.1 * max(self.image.size), half.max() / 4))
         box = np.concatenate([np.floor(centre - half), np.ceil(centre + half) + 1])
         left, top, right, bottom = (int(v) for v in box.clip(0, 2 * self.image.size))
         return _Part((left, top, min(right, self.image.width), min(bottom, self.image.height)), part.turn)

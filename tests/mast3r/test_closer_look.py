@@ -104,3 +104,12 @@ def test_a_turned_photo_is_matched(quarters):
     ends = {1: (y, SIZE[0] - 1 - x), 2: (SIZE[0] - 1 - x, SIZE[1] - 1 - y), 3: (SIZE[1] - 1 - y, x)}[quarters]
     assert len(found) > 100
     assert (np.linalg.norm(found.xy1 - np.stack(ends, axis=1), axis=1) < 1).mean() > 0.95
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 30), (300, 40), (70, 500)])
+def test_small_and_long_photos_are_no_crash(size):
+    one, other = texture(*size, seed=1), texture(*size, seed=2)
+    found = mast3r.match(PatchModel(side=96), one, other)
+    assert found.size0 == found.size1 == size
+    inside = (found.xy1 > -0.5).all(1) & (found.xy1 < np.array(size) - 0.5).all(1)
+    assert inside.mean() > 0.99

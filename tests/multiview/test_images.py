@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multiview import images
 from multiview.images import (
@@ -21,6 +23,7 @@ from multiview.images import (
     fit_for_model,
     read_image,
     resample,
+    rotated,
 )
 
 
@@ -324,3 +327,32 @@ def test_resample_follows_the_transform():
         resample(image, ImageTransform.turn(image.size, 6))
     with pytest.raises(ValueError, match="size"):
         resample(image, ImageTransform.identity((5, 5)))
+
+
+@given(width=st.integers(2, 90), height=st.integers(2, 90), degrees=st.floats(-360, 360))
+def test_a_turned_canvas_holds_all_pixels(width, height, degrees):
+    turn = ImageTransform.rotate((width, height), degrees)
+    corners = np.array([(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)], dtype=float)
+    ends = turn.apply(corners)
+    assert (ends > -0.51).all()
+    assert (ends < np.array(turn.size_to) - 0.49).all()
+    np.testing.assert_allclose(turn.apply(corners.mean(0)[None])[0], (np.array(turn.size_to) - 1) / 2, atol=1e-9)
+    np.testing.assert_allclose(turn.inverse().apply(ends), corners, atol=1e-9)
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_quarter_turns_are_exact(quarters):
+    pixels = np.random.default_rng(0).integers(0, 256, (17, 20, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(rotated(Image(pixels), 90 * quarters), np.rot90(pixels, quarters))
+
+
+def test_a_turned_photo_shows_what_its_transform_says():
+    y, x = np.mgrid[:60, :80]
+    image = Image(np.stack([3 * x, 4 * y, 0 * x], axis=-1).astype(np.uint8))
+    turned, turn = rotated(image, 30), ImageTransform.rotate(image.size, 30)
+    xy = np.stack([x, y], axis=-1)[10:50, 10:70].reshape(-1, 2)
+    ends = turn.apply(xy)
+    columns, rows = np.rint(ends).astype(int).T
+    slope = np.abs(turned[rows, columns].astype(float) - image.pixels[xy[:, 1], xy[:, 0]])
+    assert slope.max() <= 4  # half a pixel to the side
+    assert (turned[0, 0] == 127).all()
