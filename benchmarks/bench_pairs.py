@@ -29,10 +29,11 @@ import mast3r
 from dust3r.utils.misc import ShapeLike
 from mast3r.model import AsymmetricMASt3R
 from mast3r.pairs.two_view import ModelInput, decode, encode, model_input
-from mast3r.predictor import predict_pair, predict_pairs
+from mast3r.predictor import PairConfig, predict_pair, predict_pairs
 from multiview.images import Image, read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+WHOLE = PairConfig(closer_look=False)  # parts of photos are encoded too, where whole photos are not enough
 
 
 def read_photos(folder: str | None, count: int) -> list[Image]:
@@ -125,10 +126,10 @@ def main() -> None:
     print(f"cached / per pair {times['cached'] / times['per pair']:.2f}")
     print(f"cached / per order {times['cached'] / times['per order']:.2f}")
     if arguments.whole:
-        many = measure("predict_pairs", lambda: predict_pairs(model, photos, pairs), counter, arguments)
+        many = measure("predict_pairs", lambda: predict_pairs(model, photos, pairs, config=WHOLE), counter, arguments)
         single = measure(
             "predict_pair for each",
-            lambda: [predict_pair(model, photos[i], photos[j]) for i, j in pairs],
+            lambda: [predict_pair(model, photos[i], photos[j], config=WHOLE) for i, j in pairs],
             counter,
             arguments,
         )

@@ -84,7 +84,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         # PyTorch's CPU kernel trains in bfloat16 at half the speed of float32.
         with torch.autocast(q.device.type, enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout)
+            mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout)
+        return mixed.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 

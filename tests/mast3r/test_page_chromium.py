@@ -19,9 +19,11 @@ import torch
 
 from mast3r.demo.line import StoppedError
 from mast3r.model import AsymmetricMASt3R
+from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 from mast3r.training import PRESETS
 from multiview.matches import Matches
 from multiview.results import PairResult
+from tests.mast3r.perfect_model import PerfectModel, pixels_of, views_of_room
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytest.importorskip("gradio", reason="the page needs Gradio")
@@ -275,15 +277,25 @@ def test_the_page_is_light_or_dark_as_the_visitor_likes(visit, scheme):
     assert (red + green + blue > 384) == (scheme == "light")
 
 
-def test_a_scene_says_what_became_of_each_photo(visit, photos, broken, tmp_path):
+def test_a_scene_says_what_became_of_each_photo(visit, broken, tmp_path, monkeypatch):
+    views = views_of_room(3, size=(80, 96))
+    files = [str(tmp_path / f"view{i}.png") for i in range(3)]
+    for file, view in zip(files, views):
+        PIL.Image.fromarray(pixels_of(view)).save(file)
+    config = ReconstructConfig(image_size=96, crop=False)
+
+    def flawless(model, images, **options):  # an untrained network places photos by chance only
+        return reconstruct(PerfectModel(views, side=96), images, **{**options, "config": config})
+
+    monkeypatch.setattr("mast3r.demo.scene_callbacks.reconstruct", flawless)
     page = visit()
     page.get_by_role("tab", name="Scene").click()
-    page.locator("#scene-files input[type=file]").set_input_files([*photos, broken])
+    page.locator("#scene-files input[type=file]").set_input_files([*files, broken])
     page.locator("#scene-photos li").nth(3).wait_for()
     assert page.locator("#scene-photos li.failed").count() == 1
     page.locator("#scene-run").click()
     page.locator("#scene-status .done").wait_for()
-    assert "of 4 photos placed" in page.locator("#scene-status").inner_text()
+    assert "3 of 4 photos placed" in page.locator("#scene-status").inner_text()
     page.wait_for_function("() => !document.querySelector('#scene-photos li.ready')")
     assert "broken.jpg is" in page.locator("#scene-photos li.failed").last.inner_text()
     assert download(page, "scene-npz", tmp_path).stat().st_size > 0

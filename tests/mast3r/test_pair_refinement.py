@@ -241,8 +241,9 @@ def room():
 def test_predict_pair_refines_and_can_leave_it(room):
     model, photos, views = room
     K = views[0].K, views[1].K
-    refined = mast3r.predict_pair(model, *photos, K0=K[0], K1=K[1])
-    raw = mast3r.predict_pair(model, *photos, K0=K[0], K1=K[1], config=PairConfig(refine_geometry=False))
+    whole = PairConfig(closer_look=False)  # this network knows whole photos only
+    refined = mast3r.predict_pair(model, *photos, K0=K[0], K1=K[1], config=whole)
+    raw = mast3r.predict_pair(model, *photos, K0=K[0], K1=K[1], config=replace(whole, refine_geometry=False))
     for result in (refined, raw):
         for i in (0, 1):
             np.testing.assert_array_equal(result.cameras[i].K, K[i])
@@ -254,7 +255,7 @@ def test_predict_pair_refines_and_can_leave_it(room):
         np.testing.assert_array_equal(a.confidence, b.confidence)
         distance = np.linalg.norm(a.points - b.points, axis=-1) / np.linalg.norm(b.points, axis=-1)
         assert np.median(distance) < 0.03
-    [again] = mast3r.predict_pairs(model, photos, [(0, 1)], intrinsics=list(K))
+    [again] = mast3r.predict_pairs(model, photos, [(0, 1)], intrinsics=list(K), config=whole)
     np.testing.assert_array_equal(again.pointmaps[1].points, refined.pointmaps[1].points)
 
 
