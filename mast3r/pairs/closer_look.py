@@ -57,18 +57,18 @@ class CloserLookConfig:
         ValueError: If a value is out of its range.
     """
 
-    convinced: float = 0.25
-    accepted: float = 0.2
+    convinced: float = 0.33
+    accepted: float = 0.18
     turns: tuple[float, ...] = (45, 90, 135, 180, 225, 270, 315)
     rounds: tuple[tuple[tuple[float, float], ...], ...] = (
         ((1.0, 0.6), (0.6, 1.0), (0.6, 0.6)),
         ((1.0, 0.4), (0.4, 1.0), (1.0, 0.25), (0.25, 1.0)),
-        ((0.4, 0.4),),
+        ((0.6, 0.4), (0.4, 0.6), (0.4, 0.4)),
     )
     overlap: float = 0.25
     size: float = 0.7
-    candidates: int = 4
-    zooms: int = 3
+    candidates: int = 3
+    zooms: int = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.accepted <= self.convinced <= 1:
@@ -153,22 +153,19 @@ def look_closer(
     smallest = min((share for some in search.rounds for pair in some for share in pair), default=1.0)
     parts = _Parts(cache, images[0], smallest, config), _Parts(cache, images[1], smallest, config)
     looks: dict[PartPair, PlacedMatches] = {}  # of what has been matched
-    sample = config.changed(subsample=2 * config.subsample)  # enough to judge a pair of parts by
     for pairs in _rounds((parts[0].image.size, parts[1].image.size), search):
         scores = np.concatenate([_agreement(batch) for batch in _seen(parts, pairs, config, search.size)])
         best = [pairs[k] for k in np.argsort(-scores, kind="stable")[: search.candidates]]
-        looks |= dict(zip(best, map(placer.place, _matched(parts, best, sample))))
+        looks |= dict(zip(best, map(placer.place, _matched(parts, best, config))))
         if max(map(confirmed_share, looks.values())) >= search.convinced:
             break
     for pair in sorted(looks, key=lambda pair: -confirmed_share(looks[pair]))[: search.zooms]:
         if confirmed_share(looks[pair]) < search.convinced:
             zoomed = _zoomed(parts, pair, looks[pair])
-            looks |= dict(zip([zoomed], map(placer.place, _matched(parts, [zoomed], sample))))
-    accepted = [pair for pair, look in looks.items() if confirmed_share(look) >= search.accepted]
+            looks |= dict(zip([zoomed], map(placer.place, _matched(parts, [zoomed], config))))
+    accepted = [look for look in (first, *looks.values()) if confirmed_share(look) >= search.accepted]
     logger.info("closer look: %d of %d pairs of parts are matched", len(accepted), len(looks))
-    found = [placer.place(matches) for matches in _matched(parts, accepted, config)]
-    found += [first] if confirmed_share(first) >= search.accepted else []
-    return _joined(found) if found else first.kept(placer.config.min_checked)
+    return _joined(accepted) if accepted else first.kept(placer.config.min_checked)
 
 
 @dataclass(frozen=True)
