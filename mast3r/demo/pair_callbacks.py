@@ -58,15 +58,19 @@ class PairCallbacks:
         read = [replace(read_upload(path, name), path=Path(Path(path).name)) for path, name in zip((a, b), _NAMES)]
         return read[0], read[1]
 
-    def predict(self, photos: Sequence[Image], model: str | None = None, on_step: OnStep | None = None) -> PairVisit:
-        """Run the network on two photos."""
+    def predict(
+        self, photos: Sequence[Image], model: str | None = None, on_step: OnStep | None = None, *, closer: bool = False
+    ) -> PairVisit:
+        """Run the network on two photos; with `closer`, also on their parts where few matches are right."""
 
         def tell(share: float, step: str) -> None:
             if on_step is not None:
                 on_step(share, STEP_WORDS.get(step, step))
 
         card = self._shelf.card(model)
-        result = predict_pair(self._shelf.model(model), *photos, config=self._config, on_step=tell)
+        result = predict_pair(
+            self._shelf.model(model), *photos, config=replace(self._config, closer_look=closer), on_step=tell
+        )
         return Visit.begin(result, card, self._root)
 
     # --- what is shown ---

@@ -41,6 +41,7 @@ class _Widgets:
     maps: gr.HTML
     facts: gr.HTML
     downloads: Downloads
+    closer: gr.Checkbox
 
 
 def pair_tab(act: PairCallbacks, line: WorkLine, model: gr.Dropdown, options: PageOptions) -> None:
@@ -70,6 +71,9 @@ def _lay_out(act: PairCallbacks, options: PageOptions) -> _Widgets:
             run = gr.Button("Reconstruct", variant="primary", elem_id=RUN)
             has_samples = all(path.is_file() for path in options.samples)
             sample = gr.Button("Try the sample photos", size="md") if has_samples else None
+            closer = gr.Checkbox(
+                False, label="Look closer where few matches are right (up to half a minute)", elem_id="pair-closer"
+            )
             status = gr.HTML(status_html(), elem_id="pair-status")
         with gr.Column(scale=5, min_width=320, elem_id=RESULTS):
             with gr.Tab("3D"):
@@ -82,7 +86,7 @@ def _lay_out(act: PairCallbacks, options: PageOptions) -> _Widgets:
             downloads = download_row("pair", act.exports)
     return _Widgets(
         visit, photos, run, sample, status, scene, drop, style, matches, count, match_drop, fitting, maps, facts,
-        downloads,
+        downloads, closer,
     )  # fmt: skip
 
 
@@ -122,12 +126,14 @@ def _connect_photos(w: _Widgets, options: PageOptions) -> None:
 
 
 def _connect_runs(w: _Widgets, act: PairCallbacks, line: WorkLine, model: gr.Dropdown) -> None:
-    def run(a: str | None, b: str | None, name: str, last: PairVisit | None) -> Generator[dict[Any, Any], None, None]:
+    def run(
+        a: str | None, b: str | None, name: str, closer: bool, last: PairVisit | None
+    ) -> Generator[dict[Any, Any], None, None]:
         """Predict the pair and show it, telling the steps."""
         try:
             photos = act.read(a, b)
             visit = yield from follow(
-                line.run(lambda on_step: act.predict(photos, name, on_step)),
+                line.run(lambda on_step: act.predict(photos, name, on_step, closer=closer)),
                 lambda update: {w.status: status_html(update)},
             )
             yield {w.visit: visit, **_shown(w, act, visit)}
@@ -139,7 +145,7 @@ def _connect_runs(w: _Widgets, act: PairCallbacks, line: WorkLine, model: gr.Dro
 
     event = w.run.click(
         run,
-        [*w.photos, model, w.visit],
+        [*w.photos, model, w.closer, w.visit],
         [w.visit, w.status, w.scene, w.matches, w.count, w.maps, w.facts, *w.downloads.parts],
         concurrency_limit=None,  # the line lets one after the other compute, and says who is next
         show_progress="hidden",

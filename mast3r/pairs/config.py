@@ -21,8 +21,8 @@ class PairConfig:
             (see `mast3r.pairs.subpixel`), or False to keep whole pixels.
         photometric: Let the photos themselves place dense matches to a fraction of their pixels and drop those that
             look unlike at both ends (see `multiview.photometric`). False gives what the network says.
-        closer_look: Where the photos confirm few of these matches, match parts of the photos, which takes ten times
-            as long (see `mast3r.pairs.closer_look`). Needs `photometric`.
+        closer_look: Where the photos confirm few of these matches, match parts of the photos, which takes 5 to 30
+            seconds of a CPU core (see `mast3r.pairs.closer_look`). Needs `photometric`.
         keypoint_tolerance_px: A given keypoint is matched if its match leads back to less than this distance
             from it, in model pixels.
         image_size: Size of the model's input; None takes the size it was trained at.

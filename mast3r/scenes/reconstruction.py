@@ -80,8 +80,8 @@ class ReconstructConfig:
         batch_size: Photos or pairs given to the network at once; None takes what the memory allows.
         align_device: Where to align; None takes the model's device.
         photometric: Let the full-size photos place and check the matches, see `multiview.photometric`.
-        closer_look: Match parts of photos where the photos confirm few matches, ten seconds for each such pair on a
-            laptop (see `mast3r.pairs.closer_look`). Needs `photometric`.
+        closer_look: Match parts of photos where the photos confirm few matches, 5 to 30 seconds of a CPU core for each
+            such pair (see `mast3r.pairs.closer_look`). Needs `photometric`.
         tracks: Whether to join matches into tracks.
         seed: Seed of everything random.
 
