@@ -233,7 +233,8 @@ def _gathered(found: Sequence[TileMatches], tiles: tuple[Tile, Tile], images: tu
     indices = ([getattr(matches, name) for matches in found] for name in ("index0", "index1"))
     xy0, xy1, confidence = (np.concatenate(column) for column in columns)
     index0, index1 = (None if column[0] is None else np.concatenate(column) for column in indices)
-    sizes = (images[0].size, images[1].size, *(tile.image_size(image.size) for tile, image in zip(tiles, images)))
+    seen0, seen1 = (tile.image_size(image.size) for tile, image in zip(tiles, images))
+    sizes = (images[0].size, images[1].size, seen0, seen1)
     merged = Matches(xy0, xy1, confidence, *sizes, index0, index1)
     return merged.filter(on_image(merged.xy0, sizes[0]) & on_image(merged.xy1, sizes[1]))
 
