@@ -68,6 +68,7 @@ class _DistanceCost(torch.autograd.Function):
 class _ReprojectionCost(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, pixel: Tensor, weight: Tensor, loss: GammaLoss) -> Tensor:
+        """Weighted sum of the losses of distances between projected points and their pixels."""
         depth = projected[:, 2]
         inverse = depth.clamp(min=MIN_DEPTH).reciprocal_()
         free = projected[:, :2] * inverse[:, None]

@@ -29,10 +29,10 @@ from multiview.photometric import MatchPlacer, PlacedMatches
 logger = logging.getLogger(__name__)
 
 _LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
+_LEAST_MATCHES = 50  # nor do fewer than these
 _LEAST_SIDE = 32  # pixels of a part
 _LEAST_ZOOM = 12  # confirmed matches; fewer do not say where to look
 _FRINGE = 0.05  # share of them that may lie outside
-_LEAST_MATCHES = 50  # nor do fewer than these
 _CELL = 4  # pixels of the network's input per cell of the maps that parts are compared by
 
 
@@ -161,8 +161,8 @@ def look_closer(
             break
     for pair in sorted(looks, key=lambda pair: -confirmed_share(looks[pair]))[: search.zooms]:
         if confirmed_share(looks[pair]) < search.convinced:
-            zoomed = _zoomed(parts, pair, looks[pair])
-            looks |= dict(zip([zoomed], map(placer.place, _matched(parts, [zoomed], config))))
+            zoomed = [cut for cut in [_zoomed(parts, pair, looks[pair])] if cut not in looks]
+            looks |= dict(zip(zoomed, map(placer.place, _matched(parts, zoomed, config))))
     accepted = [look for look in (first, *looks.values()) if confirmed_share(look) >= search.accepted]
     logger.info("closer look: %d of %d pairs of parts are matched", len(accepted), len(looks))
     return _joined(accepted) if accepted else first.kept(placer.config.min_checked)
