@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -77,3 +79,50 @@ def calm_residual_branches(model: AsymmetricMASt3R) -> None:
         for name, parameter in blocks.named_parameters():
             if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
                 parameter.mul_(scale)
+
+
+@torch.no_grad()
+def deepen_from(model: AsymmetricMASt3R, shallower: AsymmetricMASt3R) -> None:
+    """Start `model` as the same function as a trained model with fewer layers, in place.
+
+    The trained layers are spread evenly; each new one is a copy of the layer before it whose branches end in zeros,
+    so that it passes its input on and training wakes it (progressive stacking with a start at the identity).
+
+    Args:
+        model: Model that differs from `shallower` by its numbers of layers only.
+        shallower: Trained model.
+
+    Raises:
+        ValueError: If a part has fewer layers than in `shallower`, or the models differ in more than depth.
+    """
+    stacks = ("enc_blocks", "dec_blocks", "dec_blocks2")
+    rest = {key: value for key, value in shallower.state_dict().items() if not key.startswith(stacks)}
+    own = model.state_dict()
+    unlike = [key for key, value in rest.items() if key not in own or own[key].shape != value.shape]
+    unlike += [key for key in own if key not in rest and not key.startswith(stacks)]
+    if unlike:
+        raise ValueError(f"expected models that differ in depth only, but {unlike[0]} differs: use their options.")
+    for name in stacks:
+        _deepen(cast(nn.ModuleList, getattr(model, name)), cast(nn.ModuleList, getattr(shallower, name)), name)
+    model.load_state_dict(rest, strict=False)
+
+
+def _deepen(blocks: nn.ModuleList, shallower: nn.ModuleList, name: str) -> None:
+    """Spread the layers of `shallower` over `blocks` and make the others pass their input on."""
+    depth, trained = len(blocks), len(shallower)
+    if depth < trained:
+        raise ValueError(f"expected at least {trained} layers in {name}, got {depth}: set a larger depth.")
+    previous = -1
+    for index, block in enumerate(blocks):
+        source = index * trained // depth
+        block.load_state_dict(shallower[source].state_dict())
+        if source == previous:
+            _silence(block)
+        previous = source
+
+
+def _silence(block: nn.Module) -> None:
+    """Let the residual branches of `block` add nothing."""
+    for name, parameter in block.named_parameters():
+        if name.rpartition(".")[0].endswith(("attn.proj", "mlp.fc2")):
+            parameter.zero_()

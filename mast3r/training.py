@@ -42,7 +42,7 @@ from mast3r import datasets as mast3r_datasets
 from mast3r import losses
 from mast3r.evaluation.datasets import EvaluationScene, read_scenes
 from mast3r.evaluation.quick import evaluate_real
-from mast3r.initialization import calm_residual_branches, tie_views_and_patch_offsets
+from mast3r.initialization import calm_residual_branches, deepen_from, tie_views_and_patch_offsets
 from mast3r.losses import L21, ConfLoss, ConfMatchingLoss, InfoNCE, MatchingLoss, Regr3D
 from mast3r.model import AsymmetricMASt3R
 from mast3r.validation import PairEngine, evaluate_synthetic
@@ -173,6 +173,12 @@ PRESETS: dict[str, Preset] = {
     "small-224-longer": replace(SMALL, config=replace(SMALL.config, lr=1.5e-3, curriculum=LONGER_CURRICULUM)),
     # goes on from there at the full image size only, in bfloat16 wherever it runs
     "small-224-fine": replace(SMALL, config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM)),
+    # goes on deeper, with `--deepen_from` those weights: 33 of the 40 MB that a shipped file may have
+    "small-224-deep": replace(
+        SMALL,
+        model=small_model(enc_depth=12, dec_depth=8),
+        config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM),
+    ),
     "tiny": Preset(  # for trying things out and for tests: learns nothing useful, runs in seconds
         model=small_model(
             img_size=(64, 64),
@@ -279,6 +285,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     own.add_argument("--resume", type=Path, help="state file, parts index or folder (default: --output_dir)")
     own.add_argument("--restart", action="store_true", help="do not continue what lies in --output_dir")
     own.add_argument("--init_from", type=Path, help="weights (.safetensors) to start from, for example shipped ones")
+    own.add_argument("--deepen_from", type=Path, help="weights of a model with fewer layers to start from")
     own.add_argument("--log_every", type=int, help="steps per log line")
     own.add_argument("--eval_every", type=int, help="steps per evaluation")
     own.add_argument(
@@ -370,7 +377,9 @@ def build_model(args: argparse.Namespace, preset: Preset) -> nn.Module:
     """The network to train: from --model or the preset, from scratch or from given weights."""
     model = build(args.model, REGISTRY) if args.model else AsymmetricMASt3R(**preset.model)
     weights = args.init_from or args.pretrained
-    if weights is not None:
+    if args.deepen_from is not None:
+        deepen_from(model, AsymmetricMASt3R.from_pretrained(args.deepen_from))
+    elif weights is not None:
         initialize_from(model, weights)
     elif isinstance(model, AsymmetricMASt3R):
         calm_residual_branches(model)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mast3r.block_products import RUN, dense_nearest
 from mast3r.fast_nn import (
     ReciprocalSearch,
     bruteforce_reciprocal_nns,
@@ -16,7 +17,7 @@ from mast3r.fast_nn import (
     match_reciprocal_batch,
     merge_corres,
 )
-from mast3r.nearest import RUN, NearestSearch, dense_nearest
+from mast3r.nearest import NearestSearch
 from mast3r.reference_nn import reference_nearest, reference_reciprocal
 
 # Fixtures
