@@ -31,6 +31,18 @@ import mast3r
 from mast3r.model import AsymmetricMASt3R
 
 SQUARE = 2048
+VIT_SMALL = {
+    **OFFICIAL,
+    "img_size": (224, 224),
+    "head_type": "catmlp+linear",
+    "enc_embed_dim": 384,
+    "enc_depth": 12,
+    "enc_num_heads": 6,
+    "dec_embed_dim": 384,
+    "dec_depth": 8,
+    "dec_num_heads": 6,
+}
+FRESH = {"large": (OFFICIAL, (384, 512)), "vit-small": (VIT_SMALL, (224, 224))}
 
 
 @dataclass(frozen=True)
@@ -96,9 +108,10 @@ def _wait(arguments: argparse.Namespace) -> None:
 
 def build(name: str, arguments: argparse.Namespace) -> tuple[AsymmetricMASt3R, tuple[int, int]]:
     """A model and the (height, width) of its input."""
-    if name == "large":
+    if name in FRESH:
         torch.manual_seed(0)
-        return AsymmetricMASt3R(**OFFICIAL).eval().to(arguments.device), (384, 512)  # pyright: ignore[reportArgumentType]
+        options, size = FRESH[name]
+        return AsymmetricMASt3R(**options).eval().to(arguments.device), size  # pyright: ignore[reportArgumentType]
     return mast3r.load(name, device=arguments.device), (224, 224)
 
 
@@ -151,7 +164,12 @@ def bench(name: str, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["small", "large"], help="large, or what mast3r.load takes")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["small", "vit-small", "large"],
+        help="vit-small, large, or what mast3r.load takes",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

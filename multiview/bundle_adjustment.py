@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from multiview.cameras import Camera
 from multiview.colmap_model import our_camera, our_pose, quiet, require_pycolmap, to_pycolmap
 from multiview.pointmaps import Pointmap
 from multiview.poses import Pose
@@ -32,6 +33,9 @@ class BundleConfig:
         refine_distortion: Whether distortion may change (cameras that have none keep none).
         refine_poses: Whether poses may change.
         fixed_poses: Names of images whose pose stays as it is.
+        fixed_cameras: Names of images whose intrinsics stay as they are.
+        shared_focal: Undistorted images of one size and principal point whose focal lengths are no more than this
+            share away from their median get one camera, with square pixels. 0 leaves cameras as they are.
         loss: Robust loss of the reprojection error.
         loss_scale_px: Error in original pixels from which on observations lose weight.
         max_error_px: Observations that end up with a larger error are dropped; None keeps all.
@@ -47,6 +51,8 @@ class BundleConfig:
     refine_distortion: bool = False
     refine_poses: bool = True
     fixed_poses: Collection[str] = field(default_factory=frozenset)
+    fixed_cameras: Collection[str] = field(default_factory=frozenset)
+    shared_focal: float = 0.0
     loss: Loss = "cauchy"
     loss_scale_px: float = 1.0
     max_error_px: float | None = None
@@ -59,6 +65,8 @@ class BundleConfig:
         for name in ("loss_scale_px", "max_iterations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.shared_focal < 1:
+            raise ValueError(f"shared_focal must be in 0..1, got {self.shared_focal}.")
         if self.max_error_px is not None and not self.max_error_px > 0:
             raise ValueError(f"max_error_px must be positive or None, got {self.max_error_px}.")
 
@@ -67,7 +75,7 @@ def bundle_adjust(reconstruction: Reconstruction, config: BundleConfig | None = 
     """Move cameras and tracked points so that points project onto their observations.
 
     Cameras with equal intrinsics are one camera and stay equal. World and unit of length stay: unless poses are
-    fixed, the result is laid onto the former poses by a similarity. Pointmaps follow their cameras rigidly.
+    fixed, the result is laid onto the former poses by a similarity. Pointmaps follow their cameras.
 
     Args:
         reconstruction: Cameras and tracks.
@@ -81,7 +89,7 @@ def bundle_adjust(reconstruction: Reconstruction, config: BundleConfig | None = 
         ImportError: If pycolmap is not installed.
     """
     config = BundleConfig() if config is None else config
-    for name in config.fixed_poses:
+    for name in (*config.fixed_poses, *config.fixed_cameras):
         reconstruction.image(name)
     if not len(reconstruction.tracks):
         raise ValueError("Bundle adjustment needs tracks; triangulate() makes them from matches.")
@@ -91,7 +99,8 @@ def bundle_adjust(reconstruction: Reconstruction, config: BundleConfig | None = 
         chosen = _points_of(reconstruction, component)
         if not chosen.any():
             continue
-        refined, moved = _adjusted(part.images, reconstruction.tracks.filter(chosen), config)
+        shared = with_shared_cameras(part.images, config.shared_focal, config.fixed_cameras)
+        refined, moved = _adjusted(shared, reconstruction.tracks.filter(chosen), config)
         points[chosen] = moved
         for i in part.registered:
             images[i] = refined[i]
@@ -100,6 +109,42 @@ def bundle_adjust(reconstruction: Reconstruction, config: BundleConfig | None = 
         good = reprojection_errors(images, tracks) <= config.max_error_px
         tracks = tracks.filter_observations(good, least=2)
     return replace(reconstruction, images=tuple(images), tracks=tracks)
+
+
+def with_shared_cameras(
+    images: Sequence[ReconstructedImage], tolerance: float, fixed: Collection[str] = ()
+) -> list[ReconstructedImage]:
+    """One camera for images that were probably taken with one.
+
+    Args:
+        images: All images.
+        tolerance: See `BundleConfig.shared_focal`.
+        fixed: Names of images that keep their camera.
+    """
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        camera = image.camera
+        if camera is not None and camera.model == "PINHOLE" and image.name not in fixed:
+            key = (camera.width, camera.height, *np.round(camera.K[:2, 2]))
+            groups.setdefault(key, []).append(i)
+    shared = list(images)
+    for members in groups.values():
+        focals = np.array([np.sqrt(np.prod(_camera(images[i]).focal)) for i in members])
+        focal = float(np.median(focals))
+        for i, own in zip(members, focals):
+            fx, fy = _camera(images[i]).focal
+            if max(abs(own / focal - 1), abs(fx / fy - 1)) <= tolerance:
+                first = _camera(images[members[0]])
+                center = (float(first.K[0, 2]), float(first.K[1, 2]))
+                camera = Camera.from_focal(focal, first.width, first.height, principal_point=center)
+                shared[i] = _with(images[i], camera, images[i].pose)
+    return shared
+
+
+def _camera(image: ReconstructedImage) -> Camera:
+    if image.camera is None:
+        raise ValueError(f"{image.name} has no camera; only registered images have one.")
+    return image.camera
 
 
 def _points_of(reconstruction: Reconstruction, component: int) -> np.ndarray:
@@ -121,6 +166,8 @@ def _adjusted(
     choice = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
         choice.add_image(image_id)
+        if images[image_id - 1].name in config.fixed_cameras:
+            choice.set_constant_cam_intrinsics(model.images[image_id].camera_id)
         if image_id - 1 in fixed:
             choice.set_constant_rig_from_world_pose(model.images[image_id].frame_id)
     if config.refine_poses:
@@ -175,10 +222,10 @@ def _back(images: Sequence[ReconstructedImage], poses: dict[int, Pose]) -> Simil
         return Similarity(1.0, np.eye(3), np.zeros(3))
 
 
-def _with(image: ReconstructedImage, camera: Any, pose: Pose | None) -> ReconstructedImage:
-    """The image with another camera and pose; its pointmap moves along."""
+def _with(image: ReconstructedImage, camera: Camera, pose: Pose | None) -> ReconstructedImage:
+    """The image with another camera and pose; its pointmap keeps its depth, and its points stay in their pixels."""
     pointmap = image.pointmap
-    if pointmap is not None and pose is not None and image.pose is not None:
-        moved = pose.compose(image.pose.inverse()).apply(pointmap.points).astype(np.float32)
-        pointmap = Pointmap(moved, pointmap.confidence, pointmap.frame)
+    if pointmap is not None and pose is not None and image.pose is not None and image.camera is not None:
+        own = image.pose.inverse().apply(pointmap.points) @ (np.linalg.inv(camera.K) @ image.camera.K).T
+        pointmap = Pointmap(pose.apply(own).astype(np.float32), pointmap.confidence, pointmap.frame)
     return replace(image, camera=camera, pose=pose, pointmap=pointmap)

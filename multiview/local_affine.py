@@ -36,42 +36,52 @@ class NeighbourhoodConfig:
 
 @dataclass(frozen=True, eq=False)
 class LocalAffines:
-    """An affine map around each match.
+    """An affine map around each match, or around each of some points of image 0.
 
     Attributes:
         A: (N, 2, 2) derivative of pixels of image 1 by pixels of image 0.
-        xy1: (N, 2) where the map of its neighbourhood sends the match's own end in image 0.
+        xy1: (N, 2) where the map of its neighbourhood sends the match's own end in image 0, or the point.
         support: (N,) share of the neighbours, nearer ones counting more, that agree with the map, 0..1.
+        reach: (N,) median distance of the neighbours in pixels of image 0.
     """
 
     A: np.ndarray
     xy1: np.ndarray
     support: np.ndarray
+    reach: np.ndarray
 
 
 def local_affines(
-    xy0: np.ndarray, xy1: np.ndarray, *, scale: float = 1.0, config: NeighbourhoodConfig | None = None
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    *,
+    at: np.ndarray | None = None,
+    scale: float = 1.0,
+    config: NeighbourhoodConfig | None = None,
 ) -> LocalAffines:
-    """Fit an affine map to the neighbourhood of each match.
+    """Fit an affine map to the neighbourhood of each match, or of given points.
 
     Args:
         xy0: (N, 2) pixels in image 0.
         xy1: (N, 2) pixels in image 1.
+        at: (K, 2) pixels in image 0 around which to fit; default the matches' own.
         scale: Usual error of a right match in pixels of image 1.
         config: How it is fitted.
 
     Returns:
-        The maps. With fewer than three matches they are shifts without support.
+        The maps. With fewer than three matches they are shifts without support (the identity at given points).
     """
     from scipy.spatial import KDTree
 
     config = config or NeighbourhoodConfig()
     xy0, xy1 = np.asarray(xy0, dtype=np.float64), np.asarray(xy1, dtype=np.float64)
-    count = len(xy0)
-    if count < 3:
-        return LocalAffines(np.tile(np.eye(2), (count, 1, 1)), xy1.copy(), np.zeros(count))
-    distance, index = KDTree(xy0).query(xy0, k=min(config.neighbours, count - 1) + 1)
-    offset, target = xy0[index] - xy0[:, None], xy1[index]
+    around = xy0 if at is None else np.asarray(at, dtype=np.float64).reshape(-1, 2)
+    count = len(around)
+    if len(xy0) < 3:
+        own = xy1.copy() if at is None else around.copy()
+        return LocalAffines(np.tile(np.eye(2), (count, 1, 1)), own, np.zeros(count), np.full(count, np.inf))
+    distance, index = KDTree(xy0).query(around, k=min(config.neighbours, len(xy0) - 1) + 1)
+    offset, target = xy0[index] - around[:, None], xy1[index]
     reach = np.maximum(np.median(distance, axis=1), 1e-6)[:, None]
     near = np.exp(-((distance / (1.5 * reach)) ** 2) / 2)
     design = np.concatenate([np.ones_like(offset[..., :1]), offset / reach[..., None]], axis=-1)
@@ -83,9 +93,10 @@ def local_affines(
         fitted = design @ fit
         robust = max(_SHRINK * robust, config.last_scale * scale)
     agreeing = np.linalg.norm(target - fitted, axis=-1) < config.agreement * scale
-    near = near * (index != np.arange(count)[:, None])  # a match does not support itself
+    if at is None:
+        near = near * (index != np.arange(count)[:, None])  # a match does not support itself
     support = (near * agreeing).sum(1) / np.maximum(near.sum(1), 1e-12)
-    return LocalAffines(np.swapaxes(fit[:, 1:] / reach[..., None], 1, 2), fit[:, 0], support)
+    return LocalAffines(np.swapaxes(fit[:, 1:] / reach[..., None], 1, 2), fit[:, 0], support, reach[:, 0])
 
 
 def _weighted_fit(design: np.ndarray, target: np.ndarray, weight: np.ndarray, reach: np.ndarray) -> np.ndarray:

@@ -27,6 +27,8 @@ _DAMPING = (1e-3, 1e-3, 1e-2, 1e-2, 1e-2, 1e-2)  # of the steps (shift, bend), i
 _LARGEST_STEP = 2.0  # pixels of the level
 _LARGEST_BEND = 0.3
 _NOISE = 3.0  # usual difference of two pictures of one thing, in grey levels
+_BORDER = 6  # pixels of a picture next to its edge that hold no points worth matching
+_MAX_REACH = 32.0  # of the matches around a point that is carried over, in pixels of the network's input
 _FLAT = 1e-3  # least contrast of a patch, in grey levels of 0..255
 
 
@@ -135,22 +137,56 @@ class MatchPlacer:
         Raises:
             ValueError: If the photos have other sizes than the matches say.
         """
-        config, (photo0, photo1) = self.config, self._photos
-        for photo, size, name in ((photo0, matches.size0, "image0"), (photo1, matches.size1, "image1")):
-            if photo.size != size:
-                raise ValueError(f"{name} must have the size {size} that the matches are of, got {photo.size}.")
+        self._check_sizes(matches)
         pixel0, pixel1 = model_pixels(matches)
         around = local_affines(matches.xy0, matches.xy1, scale=(pixel0 * pixel1) ** 0.5)
         end, correlation, deviation = self._slide(matches, around.A, pixel0, pixel1)
-        moved = np.linalg.norm(end - matches.xy1, axis=1)
-        inside = ((end > -0.5) & (end < np.subtract(photo1.size, 0.5))).all(1)
-        alike = (correlation > config.min_correlation) & (moved < config.max_move * pixel1) & inside
-        telling = deviation < config.max_deviation * pixel0
+        alike = self._alike(matches.xy1, end, correlation, pixel1)
+        telling = deviation < self.config.max_deviation * pixel0
         placed = replace(matches, xy1=np.where((alike & telling)[:, None], end, matches.xy1))
         stray = np.linalg.norm(around.xy1 - matches.xy1, axis=1)
-        agreed = (around.support > config.min_support) & (stray < config.max_stray * pixel1)
+        agreed = (around.support > self.config.min_support) & (stray < self.config.max_stray * pixel1)
         checked = agreed & (alike | ~telling)
         return PlacedMatches(placed, correlation, deviation, around.support, checked, telling)
+
+    def carry(self, matches: Matches, points: np.ndarray) -> Matches:
+        """Match given points of photo 0: sent to photo 1 as the matches around them go, placed and confirmed there.
+
+        Args:
+            matches: Matches in pixels of the photos, wrong ones among them.
+            points: (K, 2) pixels of photo 0.
+
+        Returns:
+            A match for each point that lies among matches and that the photos confirm, with the point's number as
+            `index0`; confidences are the correlations of the patches, 0..1.
+
+        Raises:
+            ValueError: If the photos have other sizes than the matches say.
+        """
+        self._check_sizes(matches)
+        pixel0, pixel1 = model_pixels(matches)
+        around = local_affines(matches.xy0, matches.xy1, at=points, scale=(pixel0 * pixel1) ** 0.5)
+        sent = np.flatnonzero((around.support > self.config.min_support) & (around.reach < _MAX_REACH * pixel0))
+        sizes = (matches.size0, matches.size1, matches.model_size0, matches.model_size1)
+        start = Matches(points[sent], around.xy1[sent], np.ones(len(sent)), *sizes, index0=sent)
+        end, correlation, deviation = self._slide(start, around.A[sent], pixel0, pixel1)
+        sure = self._alike(start.xy1, end, correlation, pixel1) & (deviation < self.config.max_deviation * pixel0)
+        return replace(start, xy1=end, confidence=correlation).filter(sure)
+
+    def swapped(self) -> MatchPlacer:
+        """The same with the roles of the photos exchanged."""
+        return MatchPlacer(*self._photos[::-1], config=self.config)
+
+    def _check_sizes(self, matches: Matches) -> None:
+        for photo, size, name in zip(self._photos, (matches.size0, matches.size1), ("image0", "image1")):
+            if photo.size != size:
+                raise ValueError(f"{name} must have the size {size} that the matches are of, got {photo.size}.")
+
+    def _alike(self, start: np.ndarray, end: np.ndarray, correlation: np.ndarray, pixel1: float) -> np.ndarray:
+        """Whether (N,) patches look alike near their first place and inside the photo."""
+        inside = ((end > -0.5) & (end < np.subtract(self._photos[1].size, 0.5))).all(1)
+        near = np.linalg.norm(end - start, axis=1) < self.config.max_move * pixel1
+        return (correlation > self.config.min_correlation) & near & inside
 
     def _slide(
         self, matches: Matches, A: np.ndarray, pixel0: float, pixel1: float
@@ -371,3 +407,46 @@ class _Patches:
 
     def _correlation(self, picture: Tensor, place: Tensor, bend: Tensor) -> Tensor:
         return (self._seen(picture, place, bend) * self.values) @ self.window.weights
+
+
+# --- points worth matching ---
+
+
+def textured_points(photo: GreyPyramid, spacing: float, *, pixel: float = 1.0) -> np.ndarray:
+    """The points of a photo whose place its texture tells best, one in every cell of a grid.
+
+    Args:
+        photo: The photo.
+        spacing: Side of a cell in pixels of the photo.
+        pixel: Side of a pixel of the network's input; the texture is looked at about four times as fine.
+
+    Returns:
+        (K, 2) float64 pixels of the photo, row by row of cells; cells without any texture have none.
+    """
+    level = max(0, round(math.log2(max(pixel / 4, 1.0))))
+    pictures = photo.pictures(level)
+    level = len(pictures) - 1
+    picture = pictures[level]
+    worth = _least_curvature(picture)
+    size = max(2, round(spacing / 2**level))
+    height, width = (side // size * size for side in picture.shape)
+    if not height or not width:
+        return np.zeros((0, 2))
+    cells = worth[:height, :width].view(height // size, size, width // size, size).transpose(1, 2).flatten(2)
+    best, place = cells.max(2)
+    row, column = torch.meshgrid(*(torch.arange(n, device=picture.device) for n in best.shape), indexing="ij")
+    y, x = row * size + place // size, column * size + place % size
+    chosen = best > _FLAT
+    return _at_photo(torch.stack([x[chosen], y[chosen]], dim=-1).double(), level).cpu().numpy()
+
+
+def _least_curvature(picture: Tensor) -> Tensor:
+    """(H, W) smaller eigenvalue of the structure tensor (Shi and Tomasi, 1994), 0 at the border."""
+    inner = picture[1:-1, 1:-1]
+    dx, dy = (picture[1:-1, 2:] - picture[1:-1, :-2]) / 2, (picture[2:, 1:-1] - picture[:-2, 1:-1]) / 2
+    products = torch.stack([dx * dx, dx * dy, dy * dy])[:, None]
+    xx, xy, yy = F.avg_pool2d(products, 7, stride=1, padding=3)[:, 0] if inner.numel() else products[:, 0]
+    least = (xx + yy) / 2 - (((xx - yy) / 2) ** 2 + xy**2).sqrt()
+    border = _BORDER - 1
+    least[:border], least[-border:], least[:, :border], least[:, -border:] = 0, 0, 0, 0
+    return F.pad(least, (1, 1, 1, 1))

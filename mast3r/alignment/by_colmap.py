@@ -17,6 +17,7 @@ from multiview.poses import Pose
 from multiview.reconstruction import ReconstructedImage, Reconstruction
 
 _MAX_ERROR_PX = 2.0  # model pixels
+_PLACED_CELL_PX = 0.05  # model pixels: placed matches nearer than this are one keypoint
 _MIN_DEPTHS = 8  # tracks that an image needs to give its pointmap a scale
 
 
@@ -45,7 +46,9 @@ def align_by_colmap(problem: AlignmentProblem) -> Alignment:
     }
     matches = {(names[i], names[j]): _matches(problem, (i, j)) for i, j in problem.edges}
     fixed = all(known.K is not None and known.K.role == "fixed" for known in problem.constraints)
-    config = MapperConfig(max_error_px=_MAX_ERROR_PX, fix_intrinsics=fixed, cell_px=1.0, seed=problem.seed)
+    config = MapperConfig(
+        max_error_px=_MAX_ERROR_PX, fix_intrinsics=fixed, cell_px=0.05 if problem.placed else 1.0, seed=problem.seed
+    )
     scene = reconstruct_from_matches(images, cameras, matches, config=config)
     return Alignment(tuple(_views(problem, scene)))
 

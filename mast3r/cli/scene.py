@@ -67,6 +67,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--alignment", choices=("sparse", "dense", "colmap"), default="sparse",
         help="MASt3R-SfM, DUSt3R's alignment of pointmaps, or COLMAP on the matches (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--adjust", action=argparse.BooleanOptionalAction, default=True,
+        help="in the end adjust cameras and tracks to each other (bundle adjustment, needs pycolmap)",
+    )  # fmt: skip
     parser.add_argument("--ordered", action="store_true", help="the photos are a sequence, as frames of a video are")
     parser.add_argument("--intrinsics", metavar="FX,FY,CX,CY", help="known intrinsics of all photos, in their pixels")
     parser.add_argument("--shared_intrinsics", action="store_true", help="one unknown camera took all photos")
@@ -96,6 +100,7 @@ def _reconstruct(model: AsymmetricMASt3R, photos: Sequence[Path], args: argparse
         image_size=args.image_size,
         ordered=args.ordered or has_video(args.photos),
         alignment=args.alignment,
+        adjust=args.adjust,
         sparse=SparseConfig(shared_intrinsics=True) if args.shared_intrinsics else None,
         closer_look=bool(args.closer_look),
         seed=args.seed,

@@ -33,7 +33,6 @@ from multiview.views import ViewConstraints, fixed
 if TYPE_CHECKING:
     from mast3r.alignment import AlignmentName
     from mast3r.model import AsymmetricMASt3R
-    from multiview.reconstruction import Reconstruction
 
 logger = logging.getLogger(__name__)
 
@@ -403,7 +402,7 @@ def get_args_parser(prog: str = "python -m mast3r.evaluation.scenes") -> argpars
     parser.add_argument("--weights", default="small", help="small, an official name, a path; none: only the baseline")
     parser.add_argument("--alignment", nargs="+", default=["sparse"], choices=["sparse", "dense", "colmap"])
     parser.add_argument("--known_intrinsics", action="store_true", help="tell all methods the true intrinsics")
-    parser.add_argument("--bundle_adjustment", action="store_true", help="also measure all after bundle adjustment")
+    parser.add_argument("--unadjusted", action="store_true", help="also measure all without the final adjustment")
     parser.add_argument("--scene_graph", default="auto", help="which pairs: auto, complete, swin-5, ...")
     parser.add_argument("--image_size", type=int, help="size of the network's input (default: as trained)")
     add_pair_options(parser, ["closer_look"])
@@ -443,18 +442,22 @@ def _network_methods(args: argparse.Namespace) -> dict[str, Method]:
 
     model = load(args.weights, device=resolve_device(args.device))
     name = card_of(model).name
-    methods = {f"{name} {way}": _network_method(model, way, args, adjusted=False) for way in args.alignment}
-    if args.bundle_adjustment:
-        methods |= {f"{name} {way} + BA": _network_method(model, way, args, adjusted=True) for way in args.alignment}
+    methods = {f"{name} {way}": _network_method(model, way, args) for way in args.alignment}
+    if args.unadjusted:
+        methods |= {
+            f"{name} {way} unadjusted": _network_method(model, way, args, adjust=False) for way in args.alignment
+        }
     return methods
 
 
-def _network_method(model: AsymmetricMASt3R, way: AlignmentName, args: argparse.Namespace, *, adjusted: bool) -> Method:
-    """Reconstruction by the network, then if `adjusted` bundle adjustment of its tracks."""
+def _network_method(
+    model: AsymmetricMASt3R, way: AlignmentName, args: argparse.Namespace, *, adjust: bool = True
+) -> Method:
+    """Reconstruction by the network."""
     from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 
     config = ReconstructConfig(
-        image_size=args.image_size, alignment=way, tracks=adjusted, closer_look=bool(args.closer_look)
+        image_size=args.image_size, alignment=way, adjust=adjust, closer_look=bool(args.closer_look)
     )
 
     def run(scene: PosedScene) -> FoundCameras:
@@ -463,23 +466,12 @@ def _network_method(model: AsymmetricMASt3R, way: AlignmentName, args: argparse.
         found = reconstruct(
             model, scene.paths, scene_graph=args.scene_graph, views=views, config=config, cache_dir=args.cache
         )
-        timings = dict(found.timings)
-        if adjusted and len(found.tracks):
-            with _timed(timings, "bundle adjustment"):
-                found = _adjusted(found, args)
         largest = _largest(found.components, [found.images[k].component for k in found.registered])
         placed = ((k, found.images[k]) for k in found.registered)
         poses = {k: image.pose for k, image in placed if image.pose is not None and image.component == largest}
-        return FoundCameras(poses, len(found.components), timings)
+        return FoundCameras(poses, len(found.components), dict(found.timings))
 
     return run
-
-
-def _adjusted(found: Reconstruction, args: argparse.Namespace) -> Reconstruction:
-    from multiview.bundle_adjustment import BundleConfig, bundle_adjust  # here: pycolmap is optional
-
-    pixel = max((i.size[0] / i.transform.size_to[0] for i in found.images if i.transform is not None), default=1.0)
-    return bundle_adjust(found, BundleConfig(refine_focal=not args.known_intrinsics, loss_scale_px=pixel))
 
 
 def _largest(components: Sequence[int], of_images: Sequence[int]) -> int:

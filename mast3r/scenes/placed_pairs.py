@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,10 +24,15 @@ from mast3r.pairs.two_view import TokenCache
 from mast3r.scenes.pair_cache import CacheMiss
 from mast3r.scenes.photos import Photo
 from multiview.images import Image, ImageError, as_image
-from multiview.photometric import GreyPyramid, MatchPlacer, PhotometricConfig
+from multiview.matches import Matches
+from multiview.photometric import GreyPyramid, MatchPlacer, PhotometricConfig, model_pixels, textured_points
 
 logger = logging.getLogger(__name__)
 
+FINER = 1.5
+"""Pixels of a photo per pixel of the network from which on the photo places matches better than the network."""
+
+_SPACING = 6.0  # of the points that all pairs of a photo match, in pixels of the network's input
 _HELD_PIXELS = 40_000_000  # of the photos that are held at once, 14 bytes each
 
 
@@ -52,7 +58,7 @@ def placed_by_photos(
     """
     config = config or PhotometricConfig()
     held, placed = _Held(photos, device), {}
-    how = repr((config, None if closer is None else (closer[1], CloserLookConfig())))
+    how = repr((config, _SPACING, None if closer is None else (closer[1], CloserLookConfig())))
     for done, edge in enumerate(sorted(problem.edges), start=1):
         keys = problem.inputs[edge[0]].key, problem.inputs[edge[1]].key
         try:
@@ -84,6 +90,9 @@ def _placed(
             found = placer.check(found)
         else:
             found = checked_or_closer(closer[0], (image0, image1), found, placer, closer[1])
+        pixels = model_pixels(found)
+        if min(pixels) >= FINER:
+            found = _anchored(found, placer, [held.points(k, pixel) for k, pixel in zip(edge, pixels)])
     except (ImageError, ValueError) as error:
         logger.warning("matches of %s and %s stay as they are: %s", held.name(edge[0]), held.name(edge[1]), error)
         return None
@@ -91,12 +100,28 @@ def _placed(
     return MapMatches(xy0.astype(np.float32), xy1.astype(np.float32), found.confidence)
 
 
+def _anchored(found: Matches, placer: MatchPlacer, points: Sequence[np.ndarray]) -> Matches:
+    """Matches of the same points of each photo in all its pairs, so that tracks run through many photos.
+
+    A network sees a pair at a time, and matches other pixels in every pair. Points that were chosen once for each photo
+    are carried to the other one as its matches go, and placed there. Where the photos confirm few, the matches stay.
+    """
+    there = placer.carry(found, points[0])
+    back = placer.swapped().carry(found.swapped(), points[1]).swapped()
+    xy0, xy1, alike = (np.concatenate(v) for v in zip(*((m.xy0, m.xy1, m.confidence) for m in (there, back))))
+    if len(alike) < placer.config.min_checked:
+        return found
+    usual = float(np.median(found.confidence))
+    return replace(found, xy0=xy0, xy1=xy1, confidence=usual * alike, index0=None, index1=None)
+
+
 class _Held:
-    """Full-size photos and their smaller pictures, the last used ones in memory."""
+    """Full-size photos and their smaller pictures, the last used ones in memory; their points stay."""
 
     def __init__(self, photos: Sequence[Photo], device: torch.device | None) -> None:
         self._photos, self._device = photos, device
         self._images: OrderedDict[int, tuple[Image, GreyPyramid]] = OrderedDict()
+        self._points: dict[int, np.ndarray] = {}
 
     def name(self, index: int) -> str:
         """Name of photo `index`."""
@@ -115,3 +140,9 @@ class _Held:
         while len(self._images) > 2 and sum(i.width * i.height for i, _ in self._images.values()) > _HELD_PIXELS:
             self._images.popitem(last=False)
         return found
+
+    def points(self, index: int, pixel: float) -> np.ndarray:
+        """(K, 2) pixels of photo `index` that all its pairs match; `pixel` is the side of a pixel of the network."""
+        if index not in self._points:
+            self._points[index] = textured_points(self.photo(index)[1], _SPACING * pixel, pixel=pixel)
+        return self._points[index]

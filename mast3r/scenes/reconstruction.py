@@ -1,4 +1,4 @@
-"""From a list of photos to cameras and points: read, encode, choose pairs, infer pairs, align.
+"""From a list of photos to cameras and points: read, encode, choose and infer pairs, align, adjust.
 
     model = mast3r.load("small")
     scene = mast3r.reconstruct(model, "photos/", cache_dir="cache/")
@@ -29,9 +29,9 @@ from mast3r.cloud_opt.config import SparseConfig
 from mast3r.loading import card_of
 from mast3r.model import AsymmetricMASt3R
 from mast3r.pairs.config import PairConfig
-from mast3r.pairs.map_matching import in_original_pixels
 from mast3r.pairs.two_view import ModelInput, TokenCache
 from mast3r.retrieval.pooled import token_similarity
+from mast3r.scenes.adjustment import SHARED_FOCAL, adjusted, explained, may_map_again, with_tracks
 from mast3r.scenes.graph import MAX_COMPLETE, GraphPlan, plan_graph
 from mast3r.scenes.pair_cache import PairCache, weights_key
 from mast3r.scenes.pair_cost import PairCost
@@ -46,22 +46,27 @@ from mast3r.scenes.photos import Photo, PhotoList, list_photos, read_photos
 from mast3r.scenes.placed_pairs import placed_by_photos
 from mast3r.scenes.stages import Progress, Stages
 from multiview.cameras import Camera
-from multiview.matches import Matches
-from multiview.metrics import epipolar_errors
 from multiview.reconstruction import ReconstructedImage, Reconstruction, ScaleStatus
-from multiview.track_building import tracks_from_matches
 from multiview.tracks import Tracks
-from multiview.triangulation import triangulate_tracks
 from multiview.views import ViewConstraints
 
 logger = logging.getLogger(__name__)
 
 OnPlan: TypeAlias = "Callable[[GraphPlan], None]"
 
-STAGES = {"read": 4.0, "encode": 10.0, "graph": 1.0, "pairs": 45.0, "place": 10.0, "align": 25.0, "tracks": 5.0}
+STAGES = {
+    "read": 4.0,
+    "encode": 10.0,
+    "graph": 1.0,
+    "pairs": 45.0,
+    "place": 20.0,
+    "align": 25.0,
+    "tracks": 5.0,
+    "adjust": 10.0,
+    "retry": 5.0,
+}
 """Names of the stages, in order, and about how much of the time each takes; the keys of the result's timings."""
 
-_TRACK_PX = 3.0  # model pixels: a match farther from its epipolar line, or its point, is no part of a track
 _TOO_FEW = "There is no second readable photo to compare it with."
 
 
@@ -83,6 +88,10 @@ class ReconstructConfig:
         closer_look: Match parts of photos where the photos confirm few matches, 5 to 30 seconds of a CPU core for each
             such pair (see `mast3r.pairs.closer_look`). Needs `photometric`.
         tracks: Whether to join matches into tracks.
+        adjust: Whether to adjust cameras and tracks to each other in the end (bundle adjustment by pycolmap, if it is
+            installed). Needs `photometric` and `tracks`; left out where constraints are priors or depth.
+        retry: Let COLMAP's mapper align the same matches where adjusted cameras leave many of them unexplained, and
+            keep what explains more.
         seed: Seed of everything random.
 
     Raises:
@@ -100,6 +109,8 @@ class ReconstructConfig:
     photometric: bool = True
     closer_look: bool = False
     tracks: bool = True
+    adjust: bool = True
+    retry: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,7 +168,7 @@ def reconstruct(
         photos = read_photos(model, listed, image_size=config.image_size, crop=config.crop, on_done=counted)
     usable = [k for k, photo in enumerate(photos) if photo.input is not None]
     if len(usable) < 2:
-        return _result(model, photos, {}, Alignment(()), Tracks.empty(), stages)
+        return _result(model, photos, (), Alignment(()), stages)
     with _cache(cache_dir) as cache:
         run = _Run(model, config, stages, cache, max_memory)
         edges = run.choose([photos[k] for k in usable], _renumbered(scene_graph, usable, len(photos)), on_plan)
@@ -165,11 +176,19 @@ def reconstruct(
         problem = run.place([photos[k] for k in usable], problem)
         with stages.stage("align") as report:
             alignment = align(problem, config.alignment, sparse=config.sparse, on_share=report)
-        place = {k: n for n, k in enumerate(usable)}
+        scene = _result(model, photos, usable, alignment, stages)
+        adjust = config.tracks and config.adjust
+        focals = 1.0 if config.sparse is not None and config.sparse.shared_intrinsics else SHARED_FOCAL
         with stages.stage("tracks"):
-            draft = _result(model, photos, place, alignment, Tracks.empty(), stages)
-            tracks = _tracks(draft, problem, usable) if config.tracks else Tracks.empty()
-    return _result(model, photos, place, alignment, tracks, stages)
+            scene = with_tracks(scene, problem, usable) if config.tracks else scene
+        with stages.stage("adjust"):
+            scene = adjusted(scene, problem, usable, shared_focal=focals) if adjust else scene
+        with stages.stage("retry"):
+            if adjust and config.retry and may_map_again(scene, problem, usable):
+                mapped = _result(model, photos, usable, align(problem, "colmap"), stages)
+                mapped = adjusted(with_tracks(mapped, problem, usable), problem, usable, shared_focal=focals)
+                scene = max(scene, mapped, key=lambda each: explained(each, problem, usable))
+    return replace(scene, timings=dict(stages.seconds))
 
 
 class _Run:
@@ -281,15 +300,15 @@ def _renumbered(scene_graph: str | Iterable[Edge], usable: Sequence[int], count:
 def _result(
     model: AsymmetricMASt3R,
     photos: Sequence[Photo],
-    place: dict[int, int],
+    usable: Sequence[int],
     alignment: Alignment,
-    tracks: Tracks,
     stages: Stages,
 ) -> Reconstruction:
-    """All photos with what is known of them; `place` tells which view of the alignment a photo is."""
+    """All photos with what is known of them; `usable` tells which photos the views of the alignment are."""
+    place = {k: n for n, k in enumerate(usable)}
     images = [_image(photo, alignment, place.get(k)) for k, photo in enumerate(photos)]
     status = _scale_status(model, [photo.known for photo in photos])
-    return Reconstruction(tuple(images), tracks, status, dict(stages.seconds))
+    return Reconstruction(tuple(images), Tracks.empty(), status, dict(stages.seconds))
 
 
 def _image(photo: Photo, alignment: Alignment, number: int | None) -> ReconstructedImage:
@@ -322,28 +341,3 @@ def _scale_status(model: AsymmetricMASt3R, known: Sequence[ViewConstraints]) -> 
     distinct = len(np.unique(np.round(np.array(centers).reshape(-1, 3), 9), axis=0)) > 1
     depth = any(c.depth is not None and c.depth.role == "fixed" for c in known)
     return "metric-given" if distinct or depth else card_of(model).scale_status
-
-
-def _tracks(draft: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]) -> Tracks:
-    """Matches that agree with the cameras, joined and triangulated."""
-    images = draft.images
-    found = {}
-    for edge in problem.edges:
-        a, b = (images[usable[i]] for i in edge)
-        if a.registered and b.registered and a.component == b.component:
-            found[a.name, b.name] = _consistent(problem, edge, a, b)
-    observations = tracks_from_matches([image.name for image in images], found)
-    pixel = max((image.size[0] / image.transform.size_to[0] for image in images if image.transform), default=1.0)
-    return triangulate_tracks(images, observations, max_error_px=_TRACK_PX * pixel)
-
-
-def _consistent(problem: AlignmentProblem, edge: Edge, a: ReconstructedImage, b: ReconstructedImage) -> Matches:
-    """The matches of a pair near their epipolar lines, in original pixels."""
-    seen_a, seen_b = (problem.inputs[i] for i in edge)
-    original = in_original_pixels(problem.matches(edge), (seen_a, seen_b))
-    if a.camera is None or b.camera is None or a.pose is None or b.pose is None:
-        return original.filter(np.zeros(len(original), bool))
-    b_from_a = b.pose.inverse().compose(a.pose).world_from_cam
-    errors = epipolar_errors(original.xy0, original.xy1, a.camera.K, b.camera.K, b_from_a)
-    pixel = a.size[0] / seen_a.size[0] / a.camera.focal[0]  # a model pixel on the plane z = 1
-    return original.filter(errors < 2 * (_TRACK_PX * pixel) ** 2)

@@ -76,8 +76,9 @@ def test_bundle_adjustment_finds_the_truth(scene: Scene):
     assert back.scale == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(back.R, np.eye(3), atol=1e-6)
     for new, old in zip(refined.images, start.images):
-        local = [image.pose.inverse().apply(image.pointmap.points) for image in (new, old)]
-        np.testing.assert_allclose(local[0], local[1], atol=1e-4)
+        # the same depth in the same pixels, though the focal length is another
+        rays = [image.pose.inverse().apply(image.pointmap.points) @ image.camera.K.T for image in (new, old)]
+        np.testing.assert_allclose(rays[0], rays[1], rtol=1e-4, atol=1e-3)
     assert refined.scale_status == start.scale_status
 
 

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from multiview.images import Image
 from multiview.local_affine import local_affines
 from multiview.matches import Matches
-from multiview.photometric import PhotometricConfig, checked_matches, place_matches
+from multiview.photometric import (
+    GreyPyramid,
+    MatchPlacer,
+    PhotometricConfig,
+    checked_matches,
+    place_matches,
+    textured_points,
+)
 
 SIZE = 320, 240
 
@@ -160,3 +167,42 @@ def test_equal_points_have_an_affine_map_too():
     around = local_affines(np.ones((30, 2)), np.ones((30, 2)))
     assert np.isfinite(around.A).all()
     np.testing.assert_allclose(around.xy1, 1, atol=1e-6)
+
+
+def test_points_are_carried_to_where_the_photos_agree():
+    A, t = 1.1 * np.array([[0.98, -0.2], [0.2, 0.98]]), np.array([20.0, -40.0])
+    placer = MatchPlacer(*two_photos(A, t, gain=0.8, bias=10))
+    points = np.random.default_rng(3).uniform((60, 60), (260, 180), (50, 2))
+    carried = placer.carry(matched(A, t, 3.0), points)
+    assert len(carried) > 40
+    np.testing.assert_allclose(carried.xy0, points[carried.index0], atol=1e-4)
+    assert np.quantile(off(carried, A, t), 0.9) < 0.1
+    back = placer.swapped().carry(matched(A, t, 3.0).swapped(), carried.xy1)
+    np.testing.assert_allclose(back.xy1, carried.xy0[back.index0], atol=0.2)
+
+
+def test_points_far_from_all_matches_or_without_texture_are_not_carried():
+    A, t = np.eye(2), np.array([5.0, 3.0])
+    placer = MatchPlacer(*two_photos(A, t))
+    corner = matched(A, t, 1.0)
+    corner = corner.filter((corner.xy0 < (100, 90)).all(1))
+    assert len(placer.carry(corner, np.array([[290.0, 210.0], [70.0, 70.0]]))) == 1
+    grey = Image(np.full((SIZE[1], SIZE[0], 3), 90, np.uint8))
+    assert len(MatchPlacer(grey, grey).carry(matched(A, t, 1.0), np.array([[100.0, 100.0]]))) == 0
+    assert len(placer.carry(corner.filter(np.arange(len(corner)) < 2), np.array([[70.0, 70.0]]))) == 0
+
+
+@pytest.mark.parametrize("pixel", [1.0, 8.0])
+def test_textured_points_lie_on_texture_one_in_a_cell(pixel):
+    values = np.full((SIZE[1], SIZE[0]), 120.0)
+    corners = np.array([[60, 50], [150, 90], [250, 180]])
+    for x, y in corners:
+        values[y : y + 24, x : x + 24] = 220
+    found = textured_points(GreyPyramid(photo(values)), 40.0, pixel=pixel)
+    assert 3 <= len(found) <= 12
+    all_corners = np.concatenate([corners + d for d in ([0, 0], [24, 0], [0, 24], [24, 24])])
+    distance = np.linalg.norm(found[:, None] - all_corners, axis=-1).min(1)
+    assert distance.max() < 6 * max(1, pixel / 4)
+    cells = {tuple(cell) for cell in np.floor(found / 40).astype(int)}
+    assert len(cells) == len(found)
+    assert not len(textured_points(GreyPyramid(photo(np.full((20, 20), 80.0))), 40.0))

@@ -1,0 +1,167 @@
+"""Tracks through all photos of a scene, and cameras adjusted to them.
+
+Alignment works at the size at which the network saw the photos, with matches weighted pair by pair. Tracks of matches
+that the full-size photos placed know the cameras ten times better: bundle adjustment finds what they say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dust3r.image_pairs import Edge
+from mast3r.alignment import AlignmentProblem
+from mast3r.pairs.map_matching import in_original_pixels
+from mast3r.scenes.placed_pairs import FINER
+from multiview.matches import Matches
+from multiview.metrics import epipolar_errors
+from multiview.reconstruction import ReconstructedImage, Reconstruction
+from multiview.track_building import tracks_from_matches
+from multiview.triangulation import reprojection_errors, triangulate_tracks
+
+if TYPE_CHECKING:
+    from multiview.bundle_adjustment import BundleConfig
+
+logger = logging.getLogger(__name__)
+
+SHARED_FOCAL = 0.02
+"""Photos of one size whose focal lengths differ by less than this were probably taken by one camera."""
+
+_TRACK_PX = 3.0  # model pixels: a match farther from its epipolar line, or its point, is no part of a track
+_ADJUSTED_TRACK_PX = 1.0  # the same once the cameras have been adjusted
+_PLACED_CELL_PX = 0.25  # original pixels: placed matches nearer than this are one keypoint
+_LOSS_SCALE = 0.25  # model pixels: errors beyond it lose weight
+_CLOSE_PX = 0.25  # model pixels: matches nearer than this to their epipolar lines are explained by the cameras
+_WELL_EXPLAINED = 0.7
+_ROUNDS = 2
+_MIN_IMAGES_FOR_FOCAL = 5  # fewer leave focal length and depth to be traded for each other
+
+
+def with_tracks(
+    scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int], *, max_error: float = _TRACK_PX
+) -> Reconstruction:
+    """The scene with the matches that agree with its cameras, joined and triangulated.
+
+    Args:
+        scene: Its cameras are looked at.
+        problem: Its matches are joined.
+        usable: For each photo of the problem, which image of the scene it is.
+        max_error: Largest distance from the epipolar line, and reprojection error, in model pixels.
+    """
+    images = scene.images
+    found = {}
+    for edge in problem.edges:
+        a, b = (images[usable[i]] for i in edge)
+        if a.registered and b.registered and a.component == b.component:
+            found[a.name, b.name] = _consistent(problem, edge, a, b, max_error)
+    cell = _PLACED_CELL_PX if problem.placed else None
+    observations = tracks_from_matches([image.name for image in images], found, cell_px=cell)
+    tracks = triangulate_tracks(images, observations, max_error_px=max_error * _model_pixel(scene))
+    return replace(scene, tracks=tracks)
+
+
+def adjusted(
+    scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int], *, shared_focal: float = SHARED_FOCAL
+) -> Reconstruction:
+    """Bundle adjustment with focal lengths shared where they are alike, then new tracks, and once more.
+
+    Args:
+        scene: A scene with tracks.
+        problem: What the tracks come from; its fixed intrinsics and poses stay.
+        usable: For each photo of the problem, which image of the scene it is.
+        shared_focal: See `multiview.bundle_adjustment.BundleConfig`.
+
+    Returns:
+        The adjusted scene. The scene as it is if photos are hardly larger than the network's input or did not place
+        the matches, if a constraint is a prior or a depth, of which bundle adjustment knows nothing, if the tracks
+        would fit worse, or without pycolmap.
+    """
+    pixel = _model_pixel(scene)
+    if not _can_adjust(problem) or not len(scene.tracks) or pixel < FINER:
+        return scene
+    from multiview.bundle_adjustment import BundleConfig  # here: pycolmap is optional
+
+    names = [scene.images[k].name for k in usable]
+    config = BundleConfig(
+        fixed_poses=frozenset(name for name, c in zip(names, problem.constraints) if c.pose is not None),
+        fixed_cameras=frozenset(name for name, c in zip(names, problem.constraints) if c.K is not None),
+        shared_focal=shared_focal,
+        loss_scale_px=max(1.0, _LOSS_SCALE * pixel),
+        refine_focal=len(scene.registered) >= _MIN_IMAGES_FOR_FOCAL,
+    )
+    for _ in range(_ROUNDS):
+        moved = _moved(scene, config)
+        if moved is None or _fitting(moved, pixel) < _fitting(scene, pixel):
+            return scene
+        scene = with_tracks(moved, problem, usable, max_error=_ADJUSTED_TRACK_PX)
+    return scene
+
+
+def explained(scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]) -> float:
+    """Share of all matches of a problem that agree closely with the cameras of a scene, 0..1."""
+    total = agreeing = 0
+    for edge in problem.edges:
+        a, b = (scene.images[usable[i]] for i in edge)
+        total += len(problem.matches(edge))
+        if a.registered and b.registered and a.component == b.component:
+            agreeing += len(_consistent(problem, edge, a, b, _CLOSE_PX))
+    return agreeing / max(total, 1)
+
+
+def may_map_again(scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]) -> bool:
+    """Whether COLMAP's mapper could do better than a scene, and can be asked."""
+    free = all(c.pose is None and c.depth is None for c in problem.constraints)
+    return free and _can_adjust(problem) and explained(scene, problem, usable) < _WELL_EXPLAINED
+
+
+def _can_adjust(problem: AlignmentProblem) -> bool:
+    known = [value for c in problem.constraints for value in (c.K, c.pose) if value is not None]
+    soft = any(value.role == "prior" for value in known) or any(c.depth is not None for c in problem.constraints)
+    if soft or not problem.placed:
+        return False
+    if find_spec("pycolmap") is None:
+        logger.info("pycolmap is not installed: cameras and tracks are not adjusted to each other")
+        return False
+    return True
+
+
+def _moved(scene: Reconstruction, config: BundleConfig) -> Reconstruction | None:
+    """The scene after bundle adjustment, without new focal lengths if those make it fail; None if all fails."""
+    from multiview.bundle_adjustment import bundle_adjust  # here: pycolmap is optional
+
+    for refine_focal in sorted({config.refine_focal, False}, reverse=True):
+        try:
+            return bundle_adjust(scene, replace(config, refine_focal=refine_focal))
+        except ValueError as error:
+            logger.info("bundle adjustment (focal lengths free: %s): %s", refine_focal, error)
+    logger.warning("bundle adjustment found nothing; cameras stay as they were aligned")
+    return None
+
+
+def _fitting(scene: Reconstruction, pixel: float) -> float:
+    """Share of observations that their points project to within a model pixel."""
+    return float((reprojection_errors(scene.images, scene.tracks) < pixel).mean())
+
+
+def _model_pixel(scene: Reconstruction) -> float:
+    """Side of the largest model pixel in original pixels."""
+    return max((image.size[0] / image.transform.size_to[0] for image in scene.images if image.transform), default=1.0)
+
+
+def _consistent(
+    problem: AlignmentProblem, edge: Edge, a: ReconstructedImage, b: ReconstructedImage, max_error: float
+) -> Matches:
+    """The matches of a pair near their epipolar lines, in original pixels."""
+    seen_a, seen_b = (problem.inputs[i] for i in edge)
+    original = in_original_pixels(problem.matches(edge), (seen_a, seen_b))
+    if a.camera is None or b.camera is None or a.pose is None or b.pose is None:
+        return original.filter(np.zeros(len(original), bool))
+    b_from_a = b.pose.inverse().compose(a.pose).world_from_cam
+    errors = epipolar_errors(original.xy0, original.xy1, a.camera.K, b.camera.K, b_from_a)
+    pixel = a.size[0] / seen_a.size[0] / a.camera.focal[0]  # a model pixel on the plane z = 1
+    return original.filter(errors < 2 * (max_error * pixel) ** 2)
