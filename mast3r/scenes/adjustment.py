@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARED_FOCAL = 0.02
+SHARED_FOCAL = 0.15
 """Photos of one size whose focal lengths differ by less than this were probably taken by one camera."""
 
 _TRACK_PX = 3.0  # model pixels: a match farther from its epipolar line, or its point, is no part of a track
 _ADJUSTED_TRACK_PX = 1.0  # the same once the cameras have been adjusted
 _PLACED_CELL_PX = 0.25  # original pixels: placed matches nearer than this are one keypoint
-_LOSS_SCALE = 0.25  # model pixels: errors beyond it lose weight
-_CLOSE_PX = 0.25  # model pixels: matches nearer than this to their epipolar lines are explained by the cameras
+_CLOSE_PX = 0.25  # model pixels: errors of matches that the cameras explain
+_HELD_TOGETHER = 0.02  # differences of focal lengths that are no differences
+_SIMPLER = 0.02  # share of the observations that one camera for many photos may cost
 _WELL_EXPLAINED = 0.7
 _ROUNDS = 2
 _MIN_IMAGES_FOR_FOCAL = 5  # fewer leave focal length and depth to be traded for each other
@@ -81,8 +82,7 @@ def adjusted(
         the matches, if a constraint is a prior or a depth, of which bundle adjustment knows nothing, if the tracks
         would fit worse, or without pycolmap.
     """
-    pixel = _model_pixel(scene)
-    if not _can_adjust(problem) or not len(scene.tracks) or pixel < FINER:
+    if not _can_adjust(problem) or not len(scene.tracks) or _model_pixel(scene) < FINER:
         return scene
     from multiview.bundle_adjustment import BundleConfig  # here: pycolmap is optional
 
@@ -90,14 +90,18 @@ def adjusted(
     config = BundleConfig(
         fixed_poses=frozenset(name for name, c in zip(names, problem.constraints) if c.pose is not None),
         fixed_cameras=frozenset(name for name, c in zip(names, problem.constraints) if c.K is not None),
-        shared_focal=shared_focal,
-        loss_scale_px=max(1.0, _LOSS_SCALE * pixel),
+        loss_scale_px=_loss_scale(scene),
         refine_focal=len(scene.registered) >= _MIN_IMAGES_FOR_FOCAL,
     )
+    tolerances = [shared_focal, _HELD_TOGETHER]
     for _ in range(_ROUNDS):
-        moved = _moved(scene, config)
-        if moved is None or _fitting(moved, pixel) < _fitting(scene, pixel):
+        tried = [_moved(scene, replace(config, shared_focal=tolerance)) for tolerance in tolerances]
+        fits = [-1.0 if moved is None else _fitting(moved) for moved in tried]
+        best = 0 if fits[0] + _SIMPLER >= fits[-1] else 1
+        moved = tried[best]
+        if moved is None or fits[best] < _fitting(scene):
             return scene
+        tolerances = tolerances[best : best + 1]
         scene = with_tracks(moved, problem, usable, max_error=_ADJUSTED_TRACK_PX)
     return scene
 
@@ -139,13 +143,18 @@ def _moved(scene: Reconstruction, config: BundleConfig) -> Reconstruction | None
             return bundle_adjust(scene, replace(config, refine_focal=refine_focal))
         except ValueError as error:
             logger.info("bundle adjustment (focal lengths free: %s): %s", refine_focal, error)
-    logger.warning("bundle adjustment found nothing; cameras stay as they were aligned")
+    logger.warning("bundle adjustment found no solution")
     return None
 
 
-def _fitting(scene: Reconstruction, pixel: float) -> float:
-    """Share of observations that their points project to within a model pixel."""
-    return float((reprojection_errors(scene.images, scene.tracks) < pixel).mean())
+def _fitting(scene: Reconstruction) -> float:
+    """Share of observations that their points project to closely."""
+    return float((reprojection_errors(scene.images, scene.tracks) < _loss_scale(scene)).mean())
+
+
+def _loss_scale(scene: Reconstruction) -> float:
+    """Reprojection error in original pixels from which on observations lose weight."""
+    return max(1.0, _CLOSE_PX * _model_pixel(scene))
 
 
 def _model_pixel(scene: Reconstruction) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
+from mast3r.alignment import Alignment, AlignmentName, AlignmentProblem, align
 from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
+from multiview.poses import Pose
 from multiview.reconstruction import Reconstruction
 from multiview.views import View, ViewConstraints, fixed
 from tests.dust3r.room_scene import RoomView, pose_errors
@@ -109,3 +113,32 @@ def test_no_pycolmap_no_adjustment(large, monkeypatch):
     monkeypatch.setattr("mast3r.scenes.adjustment.find_spec", lambda name: None)
     left, never = found(large, CONFIG), found(large, replace(CONFIG, adjust=False))
     np.testing.assert_allclose(poses(left), poses(never), atol=1e-9)
+
+
+def test_the_mapper_has_a_second_try_where_little_is_explained(large, monkeypatch):
+    pytest.importorskip("pycolmap")
+    ways = []
+
+    def confused(problem: AlignmentProblem, way: AlignmentName = "sparse", **options: Any) -> Alignment:
+        """Cameras that look the wrong way, unless COLMAP aligns them."""
+        ways.append(way)
+        right = align(problem, "colmap")
+        if way == "colmap":
+            return right
+        turn = np.random.default_rng(0)
+        return replace(right, views=tuple(replace(view, pose=turned(view.pose, turn)) for view in right.views))
+
+    monkeypatch.setattr("mast3r.scenes.reconstruction.align", confused)
+    scene = found(large, CONFIG)
+    assert ways == ["sparse", "colmap"]
+    assert errors(scene, large)[0] < 0.3
+    ways.clear()
+    left = found(large, replace(CONFIG, retry=False))
+    assert ways == ["sparse"]
+    assert errors(left, large)[0] > 5
+
+
+def turned(pose: Pose | None, rng: np.random.Generator) -> Pose | None:
+    if pose is None:
+        return None
+    return Pose.from_rt(Rotation.from_rotvec(rng.normal(0, 0.5, 3)).as_matrix() @ pose.rotation, pose.center)

@@ -185,7 +185,7 @@ def test_points_far_from_all_matches_or_without_texture_are_not_carried():
     A, t = np.eye(2), np.array([5.0, 3.0])
     placer = MatchPlacer(*two_photos(A, t))
     corner = matched(A, t, 1.0)
-    corner = corner.filter((corner.xy0 < (100, 90)).all(1))
+    corner = corner.filter(np.asarray((corner.xy0 < (100, 90)).all(1)))
     assert len(placer.carry(corner, np.array([[290.0, 210.0], [70.0, 70.0]]))) == 1
     grey = Image(np.full((SIZE[1], SIZE[0], 3), 90, np.uint8))
     assert len(MatchPlacer(grey, grey).carry(matched(A, t, 1.0), np.array([[100.0, 100.0]]))) == 0
