@@ -167,18 +167,16 @@ SMALL = Preset(
     ),
 )
 
+FINE = replace(SMALL, config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM))
+
 PRESETS: dict[str, Preset] = {
     "small-224": SMALL,
     # goes on where small-224 ended, with `--init_from` its weights: the full difficulty from the first step
     "small-224-longer": replace(SMALL, config=replace(SMALL.config, lr=1.5e-3, curriculum=LONGER_CURRICULUM)),
     # goes on from there at the full image size only, in bfloat16 wherever it runs
-    "small-224-fine": replace(SMALL, config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM)),
+    "small-224-fine": FINE,
     # goes on deeper, with `--deepen_from` those weights: 33 of the 40 MB that a shipped file may have
-    "small-224-deep": replace(
-        SMALL,
-        model=small_model(enc_depth=12, dec_depth=8),
-        config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM),
-    ),
+    "small-224-deep": replace(FINE, model=small_model(enc_depth=12, dec_depth=8)),
     "tiny": Preset(  # for trying things out and for tests: learns nothing useful, runs in seconds
         model=small_model(
             img_size=(64, 64),

@@ -130,14 +130,13 @@ def with_shared_cameras(
     shared = list(images)
     for members in groups.values():
         focals = np.array([np.sqrt(np.prod(_camera(images[i]).focal)) for i in members])
-        focal = float(np.median(focals))
+        focal, first = float(np.median(focals)), _camera(images[members[0]])
+        center = (float(first.K[0, 2]), float(first.K[1, 2]))
+        common = Camera.from_focal(focal, first.width, first.height, principal_point=center)
         for i, own in zip(members, focals):
             fx, fy = _camera(images[i]).focal
             if max(abs(own / focal - 1), abs(fx / fy - 1)) <= tolerance:
-                first = _camera(images[members[0]])
-                center = (float(first.K[0, 2]), float(first.K[1, 2]))
-                camera = Camera.from_focal(focal, first.width, first.height, principal_point=center)
-                shared[i] = _with(images[i], camera, images[i].pose)
+                shared[i] = _with(images[i], common, images[i].pose)
     return shared
 
 

@@ -46,9 +46,8 @@ def align_by_colmap(problem: AlignmentProblem) -> Alignment:
     }
     matches = {(names[i], names[j]): _matches(problem, (i, j)) for i, j in problem.edges}
     fixed = all(known.K is not None and known.K.role == "fixed" for known in problem.constraints)
-    config = MapperConfig(
-        max_error_px=_MAX_ERROR_PX, fix_intrinsics=fixed, cell_px=0.05 if problem.placed else 1.0, seed=problem.seed
-    )
+    cell = _PLACED_CELL_PX if problem.placed else 1.0
+    config = MapperConfig(max_error_px=_MAX_ERROR_PX, fix_intrinsics=fixed, cell_px=cell, seed=problem.seed)
     scene = reconstruct_from_matches(images, cameras, matches, config=config)
     return Alignment(tuple(_views(problem, scene)))
 

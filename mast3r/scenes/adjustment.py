@@ -7,7 +7,7 @@ that the full-size photos placed know the cameras ten times better: bundle adjus
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -56,10 +56,8 @@ def with_tracks(
     """
     images = scene.images
     found = {}
-    for edge in problem.edges:
-        a, b = (images[usable[i]] for i in edge)
-        if a.registered and b.registered and a.component == b.component:
-            found[a.name, b.name] = _consistent(problem, edge, a, b, max_error)
+    for edge, a, b in _placed_pairs(scene, problem, usable):
+        found[a.name, b.name] = _consistent(problem, edge, a, b, max_error)
     cell = _PLACED_CELL_PX if problem.placed else None
     observations = tracks_from_matches([image.name for image in images], found, cell_px=cell)
     tracks = triangulate_tracks(images, observations, max_error_px=max_error * _model_pixel(scene))
@@ -108,12 +106,9 @@ def adjusted(
 
 def explained(scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]) -> float:
     """Share of all matches of a problem that agree closely with the cameras of a scene, 0..1."""
-    total = agreeing = 0
-    for edge in problem.edges:
-        a, b = (scene.images[usable[i]] for i in edge)
-        total += len(problem.matches(edge))
-        if a.registered and b.registered and a.component == b.component:
-            agreeing += len(_consistent(problem, edge, a, b, _CLOSE_PX))
+    total = sum(len(problem.matches(edge)) for edge in problem.edges)
+    pairs = _placed_pairs(scene, problem, usable)
+    agreeing = sum(len(_consistent(problem, edge, a, b, _CLOSE_PX)) for edge, a, b in pairs)
     return agreeing / max(total, 1)
 
 
@@ -160,6 +155,16 @@ def _loss_scale(scene: Reconstruction) -> float:
 def _model_pixel(scene: Reconstruction) -> float:
     """Side of the largest model pixel in original pixels."""
     return max((image.size[0] / image.transform.size_to[0] for image in scene.images if image.transform), default=1.0)
+
+
+def _placed_pairs(
+    scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]
+) -> Iterator[tuple[Edge, ReconstructedImage, ReconstructedImage]]:
+    """The pairs of a problem whose images have poses in one world."""
+    for edge in problem.edges:
+        a, b = (scene.images[usable[i]] for i in edge)
+        if a.registered and b.registered and a.component == b.component:
+            yield edge, a, b
 
 
 def _consistent(
