@@ -154,6 +154,25 @@ def epipolar_errors(xy0: np.ndarray, xy1: np.ndarray, K0: np.ndarray, K1: np.nda
         return product * (1 / np.sum(line1[:, :2] ** 2, axis=1) + 1 / np.sum(line0[:, :2] ** 2, axis=1))
 
 
+def epipolar_distances(F: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
+    """Mean of both images' distances between points and their partners' epipolar lines.
+
+    Args:
+        F: (3, 3) fundamental matrix, `x1^T F x0 = 0`.
+        xy0: (N, 2) points in image 0.
+        xy1: (N, 2) points in image 1.
+
+    Returns:
+        (N,) float64 in the unit of the points; inf where there is no line.
+    """
+    x0, x1 = (np.concatenate([xy, np.ones((len(xy), 1))], axis=1) for xy in (xy0, xy1))
+    line1, line0 = x0 @ F.T, x1 @ F
+    product = np.abs(np.sum(x1 * line1, axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = [product / np.linalg.norm(line[:, :2], axis=1) for line in (line0, line1)]
+    return np.nan_to_num(np.mean(distances, axis=0), nan=np.inf)
+
+
 def epipolar_precision(
     xy0: np.ndarray,
     xy1: np.ndarray,

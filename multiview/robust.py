@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from multiview.cameras import check_intrinsics
+from multiview.metrics import essential_matrix
 from multiview.poses import Pose
 
 MAX_ITERATIONS = 10_000
@@ -215,6 +216,7 @@ def estimate_fundamental(
     threshold_px: float = 1.0,
     seed: int = 0,
     max_iterations: int = MAX_ITERATIONS,
+    best_first: bool = False,
     accept: Acceptance = "beats_chance",
 ) -> Fundamental:
     """Fundamental matrix of two images (seven-point LO-RANSAC and refinement on the inliers).
@@ -225,6 +227,7 @@ def estimate_fundamental(
         threshold_px: Largest epipolar (Sampson) distance of an inlier, in pixels.
         seed: Seed of the sampling.
         max_iterations: Bound of RANSAC rounds.
+        best_first: The matches come in the order of their quality; the first ones are sampled first (PROSAC).
         accept: What counts as a solution; see the module.
 
     Returns:
@@ -239,12 +242,61 @@ def estimate_fundamental(
     points0, points1 = xy0[usable], xy1[usable]
     if not _solvable(points0, points1, _FUNDAMENTAL_CHANCE, accept):
         return failed
-    options = _ransac_options(seed, max_iterations) | {"max_epipolar_error": float(threshold_px)}
+    options = _epipolar_options(seed, max_iterations, threshold_px, best_first)
     F, info = _poselib().estimate_fundamental(points0, points1, options, {})
     F, inliers = np.asarray(F, dtype=np.float64), _spread_mask(info, usable)
     if not _accepted(inliers, usable, _FUNDAMENTAL_CHANCE, accept) or not np.isfinite(F).all() or not F.any():
         return failed
     return Fundamental(F, inliers, True)
+
+
+def estimate_shared_focal_fundamental(
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    principal_point: tuple[float, float],
+    *,
+    threshold_px: float = 1.0,
+    seed: int = 0,
+    max_iterations: int = MAX_ITERATIONS,
+    best_first: bool = False,
+    accept: Acceptance = "beats_chance",
+) -> Fundamental:
+    """Fundamental matrix of two images of one camera with unknown focal length (six-point LO-RANSAC).
+
+    It has one freedom less than that of any two images, and is found among more wrong matches.
+
+    Args:
+        xy0: (N, 2) pixels in image 0.
+        xy1: (N, 2) pixels in image 1.
+        principal_point: Pixel (x, y) where the optical axis meets both images.
+        threshold_px: Largest epipolar (Sampson) distance of an inlier, in pixels.
+        seed: Seed of the sampling.
+        max_iterations: Bound of RANSAC rounds.
+        best_first: The matches come in the order of their quality; the first ones are sampled first (PROSAC).
+        accept: What counts as a solution; see the module.
+
+    Returns:
+        The matrix; `success` is False as in `estimate_fundamental`.
+
+    Raises:
+        ValueError: If array shapes are wrong or the acceptance is unknown.
+    """
+    xy0, xy1, usable = _correspondences(xy0, 2, xy1, 2)
+    failed = Fundamental(np.zeros((3, 3)), np.zeros(len(usable), bool), False)
+    points0, points1 = xy0[usable], xy1[usable]
+    if not _solvable(points0, points1, _FUNDAMENTAL_CHANCE, accept):
+        return failed
+    centre = np.array(principal_point, dtype=np.float64)
+    options = _epipolar_options(seed, max_iterations, threshold_px, best_first)
+    pair, info = _poselib().estimate_shared_focal_relative_pose(points0, points1, centre, options, {})
+    focal, inliers = float(pair.camera1.focal()), _spread_mask(info, usable)
+    if not _accepted(inliers, usable, _FUNDAMENTAL_CHANCE, accept) or not (np.isfinite(focal) and focal > 0):
+        return failed
+    rays = np.array([[1 / focal, 0, -centre[0] / focal], [0, 1 / focal, -centre[1] / focal], [0, 0, 1]])
+    T_0to1 = np.eye(4)
+    T_0to1[:3, :3], T_0to1[:3, 3] = pair.pose.R, pair.pose.t
+    F = rays.T @ essential_matrix(T_0to1) @ rays
+    return Fundamental(F, inliers, True) if np.isfinite(F).all() and F.any() else failed
 
 
 def estimate_absolute_pose(
@@ -303,6 +355,11 @@ def _ransac_options(seed: int, max_iterations: int) -> dict[str, Any]:
         "min_iterations": min(1000, int(max_iterations)),
         "success_prob": _CONFIDENCE,
     }
+
+
+def _epipolar_options(seed: int, max_iterations: int, threshold_px: float, best_first: bool) -> dict[str, Any]:
+    fewer = {"min_iterations": min(200, max_iterations), "progressive_sampling": True} if best_first else {}
+    return _ransac_options(seed, max_iterations) | {"max_epipolar_error": float(threshold_px)} | fewer
 
 
 def _camera(K: np.ndarray) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from multiview.matches import Matches
 from multiview.metrics import (
     EPIPOLAR_THRESHOLD,
     depth_error,
+    epipolar_distances,
     epipolar_precision,
     homography_corner_error,
     relative_pose_error,
@@ -258,7 +259,7 @@ def score_points(xy0: np.ndarray, xy1: np.ndarray, pair: EvaluationPair, thresho
     if pair.H_0to1 is not None:
         return PointScore(within, None, len(here))
     found = estimate_fundamental(xy0, xy1, threshold_px=thresholds.pose_px, seed=thresholds.seed, accept="any")
-    distances = epipolar_distances_px(found.F, here, there) if found.success else np.full(len(here), np.inf)
+    distances = epipolar_distances(found.F, here, there) if found.success else np.full(len(here), np.inf)
     maa = float(np.mean([np.mean(distances <= bound) for bound in MAA_THRESHOLDS_PX]))
     return PointScore(within, maa, len(here))
 
@@ -271,16 +272,6 @@ def _carry_over(points: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, reach: flo
     nearest = squared.argmin(axis=1)
     near = squared[np.arange(len(points)), nearest] <= reach**2
     return np.where(near[:, None], xy1[nearest] + points - xy0[nearest], np.inf)
-
-
-def epipolar_distances_px(F: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
-    """(N,) mean of both images' distances in pixels between points and their partners' epipolar lines."""
-    x0, x1 = (np.concatenate([xy, np.ones((len(xy), 1))], axis=1) for xy in (xy0, xy1))
-    line1, line0 = x0 @ F.T, x1 @ F
-    product = np.abs(np.sum(x1 * line1, axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distances = [product / np.linalg.norm(line[:, :2], axis=1) for line in (line0, line1)]
-    return np.nan_to_num(np.mean(distances, axis=0), nan=np.inf)
 
 
 def focal_error(result: PairResult, pair: EvaluationPair) -> float | None:

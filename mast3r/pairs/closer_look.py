@@ -2,8 +2,9 @@
 
 Seen whole at the network's size, photos that share little, or show the same things at unlike sizes, are hardly
 matched. Parts of them, each as large as the network sees, are: every part of one photo is compared with every
-part of the other at little cost, the most promising pairs of parts are matched in full, and the photos themselves
-say which of these are right (`multiview.photometric`).
+part of the other at little cost, and the most promising pairs of parts are matched in full. The photos themselves
+(`multiview.photometric`) and the geometry that all of these have in common (`multiview.consensus`) say which matches
+are right.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mast3r.pairs.map_matching import in_original_pixels, match_pairs
 from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
 from mast3r.tiling.matching import merge_duplicates
 from mast3r.tiling.tiles import on_image
+from multiview.consensus import agreeing_matches
 from multiview.images import Image, ImageTransform, resample, rotated
 from multiview.local_affine import local_affines
 from multiview.matches import Matches
@@ -43,7 +45,6 @@ class CloserLookConfig:
     Attributes:
         convinced: Share of matches that the photos confirm, of those around which there is something to see, from
             which on no closer look is needed. Wrong matches are confirmed by chance one time in ten.
-        accepted: Share from which on the matches of a pair of parts are taken.
         turns: Angles in degrees, against the clock, by which the whole second photo is turned in the first round of
             the search.
         rounds: The other rounds. Each compares all parts of the first photo that have some share of its sides with all
@@ -58,7 +59,6 @@ class CloserLookConfig:
     """
 
     convinced: float = 0.33
-    accepted: float = 0.18
     turns: tuple[float, ...] = (45, 90, 135, 180, 225, 270, 315)
     rounds: tuple[tuple[tuple[float, float], ...], ...] = (
         ((1.0, 0.6), (0.6, 1.0), (0.6, 0.6)),
@@ -71,8 +71,8 @@ class CloserLookConfig:
     zooms: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.accepted <= self.convinced <= 1:
-            raise ValueError(f"accepted and convinced must be in 0..1 in order, got {self.accepted}, {self.convinced}.")
+        if not 0 <= self.convinced <= 1:
+            raise ValueError(f"convinced must be in 0..1, got {self.convinced}.")
         if not 0 <= self.overlap < 1 or not 0 < self.size <= 1:
             raise ValueError(
                 f"overlap must be in 0..1 without 1, size in 0..1 without 0, got {self.overlap} and {self.size}."
@@ -137,7 +137,7 @@ def look_closer(
     config: PairConfig,
     search: CloserLookConfig,
 ) -> Matches:
-    """Matches of the parts of two photos that have most in common, or the first ones if no parts have more.
+    """Matches of the parts of two photos that agree with each other, or the first ones if none do.
 
     Args:
         cache: The network, with the tokens of what it has seen.
@@ -163,9 +163,9 @@ def look_closer(
         if confirmed_share(looks[pair]) < search.convinced:
             zoomed = [cut for cut in [_zoomed(parts, pair, looks[pair])] if cut not in looks]
             looks |= dict(zip(zoomed, map(placer.place, _matched(parts, zoomed, config))))
-    accepted = [look for look in (first, *looks.values()) if confirmed_share(look) >= search.accepted]
-    logger.info("closer look: %d of %d pairs of parts are matched", len(accepted), len(looks))
-    return _joined(accepted) if accepted else first.kept(placer.config.min_checked)
+    agreeing = agreeing_matches((first, *looks.values()))
+    logger.info("closer look: %d pairs of parts; they %s", len(looks), "agree" if agreeing else "do not agree")
+    return _joined(agreeing) if agreeing else first.kept(placer.config.min_checked)
 
 
 @dataclass(frozen=True)
@@ -289,9 +289,7 @@ def _zoomed(parts: tuple[_Parts, _Parts], pair: PartPair, look: PlacedMatches) -
     return first, second
 
 
-def _joined(looks: Sequence[PlacedMatches]) -> Matches:
-    """The checked matches of some looks; of each pixel of either photo the most confident one."""
-    found = [look.matches.filter(look.checked) for look in looks]
+def _joined(found: Sequence[Matches]) -> Matches:
+    """Matches of some looks as one; of each pixel of either photo the most confident one."""
     columns = {name: np.concatenate([getattr(m, name) for m in found]) for name in ("xy0", "xy1", "confidence")}
-    finest = max(found, key=lambda m: m.model_size0 or (0, 0))
-    return merge_duplicates(replace(finest, **columns))
+    return merge_duplicates(replace(max(found, key=len), **columns))

@@ -39,6 +39,7 @@ _CLOSE_PX = 0.25  # model pixels: errors of matches that the cameras explain
 _HELD_TOGETHER = 0.02  # differences of focal lengths that are no differences
 _SIMPLER = 0.02  # share of the observations that one camera for many photos may cost
 _WELL_EXPLAINED = 0.7
+_MOST_MAPPED = 60  # photos; a mapper adjusts all cameras again after every few, and takes hours for hundreds
 _ROUNDS = 2
 _MIN_IMAGES_FOR_FOCAL = 5  # fewer leave focal length and depth to be traded for each other
 
@@ -80,7 +81,7 @@ def adjusted(
         the matches, if a constraint is a prior or a depth, of which bundle adjustment knows nothing, if the tracks
         would fit worse, or without pycolmap.
     """
-    if not _can_adjust(problem) or not len(scene.tracks) or _model_pixel(scene) < FINER:
+    if not _can_adjust(scene, problem) or not len(scene.tracks):
         return scene
     from multiview.bundle_adjustment import BundleConfig  # here: pycolmap is optional
 
@@ -113,15 +114,16 @@ def explained(scene: Reconstruction, problem: AlignmentProblem, usable: Sequence
 
 
 def may_map_again(scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]) -> bool:
-    """Whether COLMAP's mapper could do better than a scene, and can be asked."""
+    """Whether COLMAP's mapper could do better than a scene of not too many photos, and can be asked."""
     free = all(c.pose is None and c.depth is None for c in problem.constraints)
-    return free and _can_adjust(problem) and explained(scene, problem, usable) < _WELL_EXPLAINED
+    able = free and len(usable) <= _MOST_MAPPED and _can_adjust(scene, problem)
+    return able and explained(scene, problem, usable) < _WELL_EXPLAINED
 
 
-def _can_adjust(problem: AlignmentProblem) -> bool:
+def _can_adjust(scene: Reconstruction, problem: AlignmentProblem) -> bool:
     known = [value for c in problem.constraints for value in (c.K, c.pose) if value is not None]
     soft = any(value.role == "prior" for value in known) or any(c.depth is not None for c in problem.constraints)
-    if soft or not problem.placed:
+    if soft or not problem.placed or _model_pixel(scene) < FINER:
         return False
     if find_spec("pycolmap") is None:
         logger.info("pycolmap is not installed: cameras and tracks are not adjusted to each other")

@@ -91,7 +91,7 @@ class ReconstructConfig:
         adjust: Whether to adjust cameras and tracks to each other in the end (bundle adjustment by pycolmap, if it is
             installed). Needs `photometric` and `tracks`; left out where constraints are priors or depth.
         retry: Let COLMAP's mapper align the same matches where adjusted cameras leave many of them unexplained, and
-            keep what explains more.
+            keep what explains more; of 60 photos at most.
         seed: Seed of everything random.
 
     Raises:

@@ -81,7 +81,6 @@ def test_parts_cover_the_photo(width, height, share, overlap):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"accepted": 0.5},
         {"convinced": 2},
         {"overlap": 1},
         {"size": 0},

@@ -16,6 +16,7 @@ from multiview.robust import (
     estimate_fundamental,
     estimate_homography,
     estimate_relative_pose,
+    estimate_shared_focal_fundamental,
 )
 from tests.multiview.synthetic_pair import rotation
 
@@ -24,7 +25,7 @@ K1 = Camera.from_focal(550.0, 640, 480).K
 POSE1 = Pose.from_rt(rotation((0.2, 1, 0.1), 15), np.array([0.8, -0.1, 0.2]))
 
 
-def scene(n: int = 200, outliers: int = 0, noise: float = 0.0, seed: int = 0):
+def scene(n: int = 200, outliers: int = 0, noise: float = 0.0, seed: int = 0, K1: np.ndarray = K1):
     """Random points seen by both cameras; the last `outliers` matches are wrong."""
     rng = np.random.default_rng(seed)
     xy0 = rng.uniform((0, 0), (640, 480), (n, 2))
@@ -111,6 +112,20 @@ def test_fundamental():
     assert np.median(epipolar_distance(found.F, xy0[:140], xy1[:140])) < 0.2
 
 
+def test_fundamental_of_one_camera():
+    """Its freedom less finds it among more wrong matches, and the best first sooner."""
+    xy0, xy1, _ = scene(outliers=140, noise=0.1, K1=K0)
+    order = np.r_[np.arange(20), np.random.default_rng(0).permutation(np.arange(20, 200))]
+    found = estimate_shared_focal_fundamental(xy0, xy1, (319.5, 239.5))
+    sooner = estimate_shared_focal_fundamental(
+        xy0[order], xy1[order], (319.5, 239.5), best_first=True, max_iterations=300
+    )
+    for one in (found, sooner):
+        assert one.success
+        assert np.median(epipolar_distance(one.F, xy0[:60], xy1[:60])) < 0.2
+    assert found.inliers[:60].mean() > 0.9
+
+
 def test_few_right_matches_among_many_wrong_ones():
     """The right pose is found; whether it counts is the caller's choice."""
     xy0, xy1, _ = scene(n=29, outliers=20)
@@ -186,6 +201,7 @@ def test_degenerate_matches_fail_quietly():
         assert not estimate_relative_pose(xy0, xy1, K0, K1).success
         assert not estimate_homography(xy0, xy1).success
         assert not estimate_fundamental(xy0, xy1).success
+        assert not estimate_shared_focal_fundamental(xy0, xy1, (320, 240)).success
     for xy, targets in (
         (same, points),
         (line, points),
@@ -234,6 +250,9 @@ def test_never_raises_on_well_shaped_input(data):
         estimate_relative_pose(xy0, xy1, K0, K1, max_iterations=50),
         estimate_homography(xy0, xy1, max_iterations=50),
         estimate_fundamental(xy0, xy1, max_iterations=50),
+        estimate_fundamental(xy0, xy1, max_iterations=50, best_first=True, accept="any"),
+        estimate_shared_focal_fundamental(xy0, xy1, (320, 240), max_iterations=50),
+        estimate_shared_focal_fundamental(xy0, xy1, (320, 240), max_iterations=50, best_first=True, accept="any"),
         estimate_relative_pose(xy0, xy1, K0, K1, max_iterations=50, accept="any"),
         estimate_homography(xy0, xy1, max_iterations=50, accept="any"),
         estimate_fundamental(xy0, xy1, max_iterations=50, accept="any"),
