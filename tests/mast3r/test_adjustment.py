@@ -115,13 +115,13 @@ def test_no_pycolmap_no_adjustment(large, monkeypatch):
     np.testing.assert_allclose(poses(left), poses(never), atol=1e-9)
 
 
-def test_the_mapper_has_a_second_try_where_little_is_explained(large, monkeypatch):
-    pytest.importorskip("pycolmap")
-    ways = []
+@pytest.fixture
+def ways(monkeypatch) -> list[str]:
+    """How scenes were aligned; cameras look the wrong way, unless COLMAP aligns them."""
+    used = []
 
     def confused(problem: AlignmentProblem, way: AlignmentName = "sparse", **options: Any) -> Alignment:
-        """Cameras that look the wrong way, unless COLMAP aligns them."""
-        ways.append(way)
+        used.append(way)
         right = align(problem, "colmap")
         if way == "colmap":
             return right
@@ -129,6 +129,11 @@ def test_the_mapper_has_a_second_try_where_little_is_explained(large, monkeypatc
         return replace(right, views=tuple(replace(view, pose=turned(view.pose, turn)) for view in right.views))
 
     monkeypatch.setattr("mast3r.scenes.reconstruction.align", confused)
+    pytest.importorskip("pycolmap")
+    return used
+
+
+def test_the_mapper_has_a_second_try_where_little_is_explained(large, ways):
     scene = found(large, CONFIG)
     assert ways == ["sparse", "colmap"]
     assert errors(scene, large)[0] < 0.3
@@ -136,6 +141,18 @@ def test_the_mapper_has_a_second_try_where_little_is_explained(large, monkeypatc
     left = found(large, replace(CONFIG, retry=False))
     assert ways == ["sparse"]
     assert errors(left, large)[0] > 5
+
+
+def test_no_second_try_with_many_photos(large, ways, monkeypatch):
+    monkeypatch.setattr("mast3r.scenes.adjustment._MOST_MAPPED", COUNT - 1)
+    found(large, CONFIG)
+    assert ways == ["sparse"]
+
+
+def test_no_second_try_where_photos_cannot_place_matches_better_than_the_network(large, ways, monkeypatch):
+    monkeypatch.setattr("mast3r.scenes.adjustment.FINER", TIMES + 1)
+    found(large, CONFIG)
+    assert ways == ["sparse"]
 
 
 def turned(pose: Pose | None, rng: np.random.Generator) -> Pose | None:
