@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from mast3r.pairs.map_matching import in_original_pixels, match_pairs
 from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
 from mast3r.tiling.matching import merge_duplicates
 from mast3r.tiling.tiles import on_image
-from multiview.consensus import agreeing_matches
+from multiview.consensus import ConsensusConfig, agreeing_matches
 from multiview.images import Image, ImageTransform, resample, rotated
 from multiview.local_affine import local_affines
 from multiview.matches import Matches
@@ -53,6 +53,7 @@ class CloserLookConfig:
         size: How large parts are seen while they are compared, as a share of the network's input size.
         candidates: Pairs of parts that are matched in full, per round.
         zooms: Best pairs of parts in the end whose matches are looked at once more, cut to where they are confirmed.
+        consensus: How the geometry that the pairs of parts share is found.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -69,6 +70,7 @@ class CloserLookConfig:
     size: float = 0.7
     candidates: int = 3
     zooms: int = 2
+    consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.convinced <= 1:
@@ -163,7 +165,7 @@ def look_closer(
         if confirmed_share(looks[pair]) < search.convinced:
             zoomed = [cut for cut in [_zoomed(parts, pair, looks[pair])] if cut not in looks]
             looks |= dict(zip(zoomed, map(placer.place, _matched(parts, zoomed, config))))
-    agreeing = agreeing_matches((first, *looks.values()))
+    agreeing = agreeing_matches((first, *looks.values()), search.consensus)
     logger.info("closer look: %d pairs of parts; they %s", len(looks), "agree" if agreeing else "do not agree")
     return _joined(agreeing) if agreeing else first.kept(placer.config.min_checked)
 
