@@ -22,6 +22,7 @@ from multiview.local_affine import local_affines
 from multiview.matches import Matches
 
 _AT_ONCE = 4096  # matches; bounds the memory of the patches
+_ROWS = 256  # of a picture that are computed at once; bounds the memory of large photos
 _LUMA = (0.299, 0.587, 0.114)
 _DAMPING = (1e-3, 1e-3, 1e-2, 1e-2, 1e-2, 1e-2)  # of the steps (shift, bend), in units of the mean curvature
 _LARGEST_STEP = 2.0  # pixels of the level
@@ -269,8 +270,7 @@ class GreyPyramid:
     def __init__(self, image: Image, device: torch.device | None = None) -> None:
         self.size = image.size
         self.device = device
-        luma = torch.tensor(_LUMA, device=device)
-        self._sharp = torch.from_numpy(np.ascontiguousarray(image.pixels)).to(device).float() @ luma
+        self._sharp = _grey(image.pixels, device)
         self._pictures = [_softened(self._sharp)]
 
     def pictures(self, levels: int) -> list[Tensor]:
@@ -281,11 +281,25 @@ class GreyPyramid:
         return self._pictures[: levels + 1]
 
 
+def _grey(pixels: np.ndarray, device: torch.device | None) -> Tensor:
+    """(H, W) grey levels of (H, W, 3) bytes."""
+    luma = torch.tensor(_LUMA, device=device)
+    grey = torch.empty(pixels.shape[:2], device=device)
+    for top in range(0, len(grey), _ROWS):
+        rows = slice(top, top + _ROWS)
+        grey[rows] = torch.from_numpy(pixels[rows].astype(np.float32)).to(device) @ luma
+    return grey
+
+
 def _softened(picture: Tensor) -> Tensor:
     """Blurred by a little, so that gradients reach beyond single pixels."""
     kernel = torch.tensor([0.1, 0.8, 0.1], device=picture.device)
     padded = F.pad(picture[None, None], (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, 3)), kernel.view(1, 1, 3, 1))[0, 0]
+    soft = torch.empty_like(picture)
+    for top in range(0, len(soft), _ROWS):
+        rows = padded[:, :, top : top + _ROWS + 2]
+        soft[top : top + _ROWS] = F.conv2d(F.conv2d(rows, kernel.view(1, 1, 1, 3)), kernel.view(1, 1, 3, 1))[0, 0]
+    return soft
 
 
 def _sample(picture: Tensor, xy: Tensor) -> Tensor:
