@@ -11,6 +11,7 @@ counts as a solution is the caller's choice (`Acceptance`):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -237,17 +238,9 @@ def estimate_fundamental(
     Raises:
         ValueError: If array shapes are wrong or the acceptance is unknown.
     """
-    xy0, xy1, usable = _correspondences(xy0, 2, xy1, 2)
-    failed = Fundamental(np.zeros((3, 3)), np.zeros(len(usable), bool), False)
-    points0, points1 = xy0[usable], xy1[usable]
-    if not _solvable(points0, points1, _FUNDAMENTAL_CHANCE, accept):
-        return failed
+    solve = _poselib().estimate_fundamental
     options = _epipolar_options(seed, max_iterations, threshold_px, best_first)
-    F, info = _poselib().estimate_fundamental(points0, points1, options, {})
-    F, inliers = np.asarray(F, dtype=np.float64), _spread_mask(info, usable)
-    if not _accepted(inliers, usable, _FUNDAMENTAL_CHANCE, accept) or not np.isfinite(F).all() or not F.any():
-        return failed
-    return Fundamental(F, inliers, True)
+    return _fundamental(xy0, xy1, lambda a, b: solve(a, b, options, {}), accept)
 
 
 def estimate_shared_focal_fundamental(
@@ -281,22 +274,37 @@ def estimate_shared_focal_fundamental(
     Raises:
         ValueError: If array shapes are wrong or the acceptance is unknown.
     """
+    centre = np.array(principal_point, dtype=np.float64)
+    options = _epipolar_options(seed, max_iterations, threshold_px, best_first)
+
+    def solve(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        pair, info = _poselib().estimate_shared_focal_relative_pose(a, b, centre, options, {})
+        focal = float(pair.camera1.focal())
+        if not (np.isfinite(focal) and focal > 0):
+            return np.zeros((3, 3)), info
+        rays = np.array([[1 / focal, 0, -centre[0] / focal], [0, 1 / focal, -centre[1] / focal], [0, 0, 1]])
+        return rays.T @ essential_matrix(pair.pose.Rt) @ rays, info
+
+    return _fundamental(xy0, xy1, solve, accept)
+
+
+def _fundamental(
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    solve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, Any]]],
+    accept: Acceptance,
+) -> Fundamental:
+    """What a RANSAC of PoseLib says of usable matches, if it counts as a solution; zeros are none."""
     xy0, xy1, usable = _correspondences(xy0, 2, xy1, 2)
     failed = Fundamental(np.zeros((3, 3)), np.zeros(len(usable), bool), False)
     points0, points1 = xy0[usable], xy1[usable]
     if not _solvable(points0, points1, _FUNDAMENTAL_CHANCE, accept):
         return failed
-    centre = np.array(principal_point, dtype=np.float64)
-    options = _epipolar_options(seed, max_iterations, threshold_px, best_first)
-    pair, info = _poselib().estimate_shared_focal_relative_pose(points0, points1, centre, options, {})
-    focal, inliers = float(pair.camera1.focal()), _spread_mask(info, usable)
-    if not _accepted(inliers, usable, _FUNDAMENTAL_CHANCE, accept) or not (np.isfinite(focal) and focal > 0):
+    F, info = solve(points0, points1)
+    F, inliers = np.asarray(F, dtype=np.float64), _spread_mask(info, usable)
+    if not _accepted(inliers, usable, _FUNDAMENTAL_CHANCE, accept) or not np.isfinite(F).all() or not F.any():
         return failed
-    rays = np.array([[1 / focal, 0, -centre[0] / focal], [0, 1 / focal, -centre[1] / focal], [0, 0, 1]])
-    T_0to1 = np.eye(4)
-    T_0to1[:3, :3], T_0to1[:3, 3] = pair.pose.R, pair.pose.t
-    F = rays.T @ essential_matrix(T_0to1) @ rays
-    return Fundamental(F, inliers, True) if np.isfinite(F).all() and F.any() else failed
+    return Fundamental(F, inliers, True)
 
 
 def estimate_absolute_pose(

@@ -39,7 +39,7 @@ _CLOSE_PX = 0.25  # model pixels: errors of matches that the cameras explain
 _HELD_TOGETHER = 0.02  # differences of focal lengths that are no differences
 _SIMPLER = 0.02  # share of the observations that one camera for many photos may cost
 _WELL_EXPLAINED = 0.7
-_MOST_MAPPED = 60  # photos; a mapper adjusts all cameras again after every few, and takes hours for hundreds
+_MOST_MAPPED = 60  # photos; a mapper adjusts all cameras again after every few, and is slow with many
 _ROUNDS = 2
 _MIN_IMAGES_FOR_FOCAL = 5  # fewer leave focal length and depth to be traded for each other
 
