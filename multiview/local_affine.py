@@ -7,12 +7,17 @@ map tells how a patch around a match is deformed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
+
 _RIDGE = 1e-3  # pull towards a shift, in units of the neighbours' weights
 _SHRINK = 0.6  # of the robust scale, per round
+_AT_ONCE = 8192  # points; bounds the memory of their neighbours
 
 
 @dataclass(frozen=True)
@@ -80,21 +85,35 @@ def local_affines(
     if len(xy0) < 3:
         own = xy1.copy() if at is None else around.copy()
         return LocalAffines(np.tile(np.eye(2), (count, 1, 1)), own, np.zeros(count), np.full(count, np.inf))
-    distance, index = KDTree(xy0).query(around, k=min(config.neighbours, len(xy0) - 1) + 1)
+    tree = KDTree(xy0)
+    own = None if at is not None else np.arange(count)
+    parts = [
+        _fitted(tree, xy1, around[k : k + _AT_ONCE], None if own is None else own[k : k + _AT_ONCE], scale, config)
+        for k in range(0, max(count, 1), _AT_ONCE)
+    ]
+    return LocalAffines(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(LocalAffines)))
+
+
+def _fitted(
+    tree: KDTree, xy1: np.ndarray, around: np.ndarray, own: np.ndarray | None, scale: float, config: NeighbourhoodConfig
+) -> LocalAffines:
+    """The maps around (K, 2) points, which are the (K,) matches `own` if given."""
+    xy0 = tree.data
+    distance, index = tree.query(around, k=min(config.neighbours, len(xy0) - 1) + 1)
     offset, target = xy0[index] - around[:, None], xy1[index]
     reach = np.maximum(np.median(distance, axis=1), 1e-6)[:, None]
     near = np.exp(-((distance / (1.5 * reach)) ** 2) / 2)
     design = np.concatenate([np.ones_like(offset[..., :1]), offset / reach[..., None]], axis=-1)
     fitted = np.median(target - offset, axis=1)[:, None] + offset
-    robust, fit = config.first_scale * scale, np.zeros((count, 3, 2))
+    robust, fit = config.first_scale * scale, np.zeros((len(around), 3, 2))
     for _ in range(config.rounds):
         weight = near / (1 + ((target - fitted) ** 2).sum(-1) / robust**2)
         fit = _weighted_fit(design, target, weight, reach)
         fitted = design @ fit
         robust = max(_SHRINK * robust, config.last_scale * scale)
     agreeing = np.linalg.norm(target - fitted, axis=-1) < config.agreement * scale
-    if at is None:
-        near = near * (index != np.arange(count)[:, None])  # a match does not support itself
+    if own is not None:
+        near = near * (index != own[:, None])  # a match does not support itself
     support = (near * agreeing).sum(1) / np.maximum(near.sum(1), 1e-12)
     return LocalAffines(np.swapaxes(fit[:, 1:] / reach[..., None], 1, 2), fit[:, 0], support, reach[:, 0])
 

@@ -169,6 +169,17 @@ def test_equal_points_have_an_affine_map_too():
     np.testing.assert_allclose(around.xy1, 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("points", [None, 0, 70])
+def test_neighbourhoods_are_the_same_however_many_are_fitted_at_once(points, monkeypatch):
+    random = np.random.default_rng(4)
+    xy0, xy1 = random.uniform(0, 300, (2, 100, 2))
+    at = None if points is None else random.uniform(0, 300, (points, 2))
+    together = local_affines(xy0, xy1, at=at)
+    monkeypatch.setattr("multiview.local_affine._AT_ONCE", 33)
+    for name, expected in vars(together).items():
+        np.testing.assert_array_equal(getattr(local_affines(xy0, xy1, at=at), name), expected)
+
+
 def test_points_are_carried_to_where_the_photos_agree():
     A, t = 1.1 * np.array([[0.98, -0.2], [0.2, 0.98]]), np.array([20.0, -40.0])
     placer = MatchPlacer(*two_photos(A, t, gain=0.8, bias=10))
