@@ -39,11 +39,12 @@ class BundleConfig:
         loss: Robust loss of the reprojection error.
         loss_scale_px: Error in original pixels from which on observations lose weight.
         max_error_px: Observations that end up with a larger error are dropped; None keeps all.
+        tolerance: The solver stops when a step changes the cost by less than this share of it; 0 makes all steps.
         max_iterations: Bound of the solver's steps.
         num_threads: Threads of the solver; -1 takes all.
 
     Raises:
-        ValueError: If a number is not positive or the loss is unknown.
+        ValueError: If a number is out of its range or the loss is unknown.
     """
 
     refine_focal: bool = True
@@ -56,6 +57,7 @@ class BundleConfig:
     loss: Loss = "cauchy"
     loss_scale_px: float = 1.0
     max_error_px: float | None = None
+    tolerance: float = 1e-6
     max_iterations: int = 100
     num_threads: int = -1
 
@@ -65,8 +67,9 @@ class BundleConfig:
         for name in ("loss_scale_px", "max_iterations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.shared_focal < 1:
-            raise ValueError(f"shared_focal must be in 0..1, got {self.shared_focal}.")
+        for name in ("shared_focal", "tolerance"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}.")
         if self.max_error_px is not None and not self.max_error_px > 0:
             raise ValueError(f"max_error_px must be positive or None, got {self.max_error_px}.")
 
@@ -207,6 +210,7 @@ def _options(config: BundleConfig) -> Any:
     options.print_summary = False
     options.ceres.loss_function_type = getattr(pycolmap.LossFunctionType, _LOSSES[config.loss])
     options.ceres.loss_function_scale = config.loss_scale_px
+    options.ceres.solver_options.function_tolerance = config.tolerance
     options.ceres.solver_options.max_num_iterations = config.max_iterations
     options.ceres.solver_options.num_threads = config.num_threads
     return options

@@ -92,17 +92,28 @@ def adjusted(
         loss_scale_px=_loss_scale(scene),
         refine_focal=len(scene.registered) >= _MIN_IMAGES_FOR_FOCAL,
     )
-    tolerances = [shared_focal, _HELD_TOGETHER]
+    configs = [replace(config, shared_focal=tolerance) for tolerance in (shared_focal, _HELD_TOGETHER)]
+    if _shared_intrinsics(scene, configs[0]) == _shared_intrinsics(scene, configs[1]):
+        configs = configs[:1]
     for _ in range(_ROUNDS):
-        tried = [_moved(scene, replace(config, shared_focal=tolerance)) for tolerance in tolerances]
+        tried = [_moved(scene, config) for config in configs]
         fits = [-1.0 if moved is None else _fitting(moved) for moved in tried]
         best = 0 if fits[0] + _SIMPLER >= fits[-1] else 1
         moved = tried[best]
         if moved is None or fits[best] < _fitting(scene):
             return scene
-        tolerances = tolerances[best : best + 1]
+        configs = configs[best : best + 1]
         scene = with_tracks(moved, problem, usable, max_error=_ADJUSTED_TRACK_PX)
     return scene
+
+
+def _shared_intrinsics(scene: Reconstruction, config: BundleConfig) -> list[bytes]:
+    """The intrinsics that bundle adjustment would begin with, to tell whether two settings come to the same."""
+    from multiview.bundle_adjustment import with_shared_cameras  # here: pycolmap is optional
+
+    parts = [scene.part(component).images for component in scene.components]
+    shared = [with_shared_cameras(part, config.shared_focal, config.fixed_cameras) for part in parts]
+    return [image.camera.K.tobytes() for part in shared for image in part if image.camera]
 
 
 def explained(scene: Reconstruction, problem: AlignmentProblem, usable: Sequence[int]) -> float:

@@ -11,7 +11,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mast3r.alignment import Alignment, AlignmentName, AlignmentProblem, align
+from mast3r.scenes.adjustment import SHARED_FOCAL
 from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
+from multiview.bundle_adjustment import BundleConfig, bundle_adjust, with_shared_cameras
 from multiview.poses import Pose
 from multiview.reconstruction import Reconstruction
 from multiview.views import View, ViewConstraints, fixed
@@ -81,6 +83,22 @@ def test_adjusted_cameras_are_closer_to_the_truth(large, adjusted):
     assert errors(adjusted, large)[1] < 0.5 * aligned[1]
     for image, view in zip(adjusted.images, large):
         assert image.camera.focal == pytest.approx((view.K[0, 0], view.K[1, 1]), rel=5e-3)
+
+
+def test_nothing_is_adjusted_twice(large, monkeypatch):
+    pytest.importorskip("pycolmap")
+    starts = []
+
+    def noted(scene: Reconstruction, config: BundleConfig) -> Reconstruction:
+        shared = with_shared_cameras(scene.images, config.shared_focal)
+        starts.append([image.camera.K.tolist() for image in shared if image.camera] + poses(scene).tolist())
+        return bundle_adjust(scene, config)
+
+    monkeypatch.setattr("multiview.bundle_adjustment.bundle_adjust", noted)
+    monkeypatch.setattr("mast3r.scenes.adjustment._HELD_TOGETHER", SHARED_FOCAL)
+    found(large, CONFIG)
+    assert len(starts) >= 2
+    assert all(starts[k] not in starts[:k] for k in range(len(starts)))
 
 
 def test_tracks_run_through_many_photos(large, adjusted):

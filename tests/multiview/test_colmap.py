@@ -132,7 +132,14 @@ def test_bundle_adjustment_refusals(scene: Scene):
         bundle_adjust(made)
     with pytest.raises(ValueError, match="no image named"):
         bundle_adjust(make_reconstruction(scene), BundleConfig(fixed_poses=["x"]))
-    for wrong in ({"loss": "l7"}, {"loss_scale_px": 0}, {"max_error_px": -1}, {"max_iterations": 0}):
+    for wrong in (
+        {"loss": "l7"},
+        {"loss_scale_px": 0},
+        {"max_error_px": -1},
+        {"max_iterations": 0},
+        {"tolerance": -1e-9},
+        {"shared_focal": 1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             BundleConfig(**wrong)
 
