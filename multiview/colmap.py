@@ -57,6 +57,7 @@ __all__ = [
 Mapper = Literal["incremental", "global"]
 
 _TOLERANCE = 1e-6  # relative change of the cost at which bundle adjustment stops; COLMAP's 0 makes every allowed step
+_GROWTH = 1.3  # of a model until all of it is adjusted again; COLMAP's 1.1 does so for almost every photo
 _FOCAL_FACTOR = 1.2  # of the longer side: COLMAP's guess of an unknown focal length
 
 
@@ -298,6 +299,7 @@ def _incremental_options(config: MapperConfig, max_error: float) -> Any:
     options.num_threads = config.num_threads
     options.random_seed = config.seed
     options.mapper.random_seed = options.triangulation.random_seed = config.seed
+    options.ba_global_frames_ratio = options.ba_global_points_ratio = _GROWTH
     options.ba_local_function_tolerance = options.ba_global_function_tolerance = _TOLERANCE
     options.ba_refine_focal_length = not config.fix_intrinsics
     options.ba_refine_extra_params = not config.fix_intrinsics

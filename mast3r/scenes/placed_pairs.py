@@ -8,6 +8,7 @@ cache of the pair stage, so that a run that was broken off goes on from them.
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 FINER = 1.5
 """Pixels of a photo per pixel of the network from which on the photo places matches better than the network."""
 
-_SPACING = 6.0  # of the points that all pairs of a photo match, in pixels of the network's input
+_SPACING = 6.0  # least one of the points that all pairs of a photo match, in pixels of the network's input
+_CARRIED = 200_000  # points that all pairs together are to match; adjusting cameras takes time for each
+_LEAST_POINTS = 250  # of a photo
 _HELD_PIXELS = 40_000_000  # of the photos that are held at once, 14 bytes each
 
 
@@ -57,8 +60,9 @@ def placed_by_photos(
         on_done: Told after each pair: how many are done, and how many there are.
     """
     config = config or PhotometricConfig()
-    held, placed = _Held(photos, device), {}
-    how = repr((config, _SPACING, None if closer is None else (closer[1], CloserLookConfig())))
+    spacing = _spacing(problem)
+    held, placed = _Held(photos, spacing, device), {}
+    how = repr((config, spacing, None if closer is None else (closer[1], CloserLookConfig())))
     for done, edge in enumerate(sorted(problem.edges), start=1):
         keys = problem.inputs[edge[0]].key, problem.inputs[edge[1]].key
         try:
@@ -71,6 +75,13 @@ def placed_by_photos(
         if on_done is not None:
             on_done(done, len(problem.edges))
     return placed
+
+
+def _spacing(problem: AlignmentProblem) -> float:
+    """Spacing of the points of each photo, one of few values, so that some more pairs need not be placed anew."""
+    points = float(np.mean([seen.size[0] * seen.size[1] for seen in problem.inputs])) / _SPACING**2
+    too_many = min(2 * len(problem.edges) * points / _CARRIED, points / _LEAST_POINTS)
+    return _SPACING * 2 ** (max(0, round(math.log2(max(too_many, 1e-9)))) / 2)
 
 
 def _placed(
@@ -118,8 +129,8 @@ def _anchored(found: Matches, placer: MatchPlacer, points: Sequence[np.ndarray])
 class _Held:
     """Full-size photos and their smaller pictures, the last used ones in memory; their points stay."""
 
-    def __init__(self, photos: Sequence[Photo], device: torch.device | None) -> None:
-        self._photos, self._device = photos, device
+    def __init__(self, photos: Sequence[Photo], spacing: float, device: torch.device | None) -> None:
+        self._photos, self._spacing, self._device = photos, spacing, device
         self._images: OrderedDict[int, tuple[Image, GreyPyramid]] = OrderedDict()
         self._points: dict[int, np.ndarray] = {}
 
@@ -144,5 +155,5 @@ class _Held:
     def points(self, index: int, pixel: float) -> np.ndarray:
         """(K, 2) pixels of photo `index` that all its pairs match; `pixel` is the side of a pixel of the network."""
         if index not in self._points:
-            self._points[index] = textured_points(self.photo(index)[1], _SPACING * pixel, pixel=pixel)
+            self._points[index] = textured_points(self.photo(index)[1], self._spacing * pixel, pixel=pixel)
         return self._points[index]

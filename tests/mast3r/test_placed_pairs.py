@@ -87,3 +87,16 @@ def test_progress_counts_pairs(files, tmp_path):
     )
     assert told == [(1, 1)]
     assert list(placed) == [(0, 1)]
+
+
+def test_fewer_points_of_each_photo_where_there_are_many_pairs(files, tmp_path, monkeypatch):
+    moved = as_image(np.roll(np.asarray(as_image(files[0]).pixels), 10, axis=1))
+    photos = read_photos(MODEL, list_photos([as_image(files[0]), moved]))
+    problem = problem_of(photos, tmp_path)
+    many = placed_by_photos(photos, problem)[0, 1]
+    monkeypatch.setattr("mast3r.scenes.placed_pairs._CARRIED", 200)
+    monkeypatch.setattr("mast3r.scenes.placed_pairs._LEAST_POINTS", 60)
+    few = placed_by_photos(photos, problem)[0, 1]
+    assert 50 <= len(few.xy0) < 0.8 * len(many.xy0)
+    monkeypatch.setattr("mast3r.scenes.placed_pairs._LEAST_POINTS", 10_000)
+    np.testing.assert_array_equal(placed_by_photos(photos, problem)[0, 1].xy1, many.xy1)
