@@ -218,7 +218,7 @@ def placed(matches: Matches, images: tuple[Image, Image], cache: TokenCache, con
         return matches
     placer = MatchPlacer(*images, device=_device(cache))
     if config.closer_look:
-        return checked_or_closer(cache, images, matches, placer, config)
+        return checked_or_closer(cache, images, placer.place(matches), placer, config)
     return placer.check(matches)
 
 

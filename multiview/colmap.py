@@ -56,6 +56,8 @@ __all__ = [
 
 Mapper = Literal["incremental", "global"]
 
+_FOCAL_RANGE = (0.1, 10.0)  # of focal lengths that cameras have, as shares of the longer side
+_MOST_DISTORTION = 10.0  # of any parameter
 _TOLERANCE = 1e-6  # relative change of the cost at which bundle adjustment stops; COLMAP's 0 makes every allowed step
 _GROWTH = 1.3  # of a model until all of it is adjusted again; COLMAP's 1.1 does so for almost every photo
 _FOCAL_FACTOR = 1.2  # of the longer side: COLMAP's guess of an unknown focal length
@@ -336,7 +338,7 @@ def _assembled(models: Sequence[Any], graph: KeypointGraph) -> tuple[dict[int, t
     parts: list[Tracks] = []
     keypoints = {i + 1: xy for i, xy in enumerate(graph.keypoints)}
     for model in models:
-        new = [image_id - 1 for image_id in model.reg_image_ids() if image_id - 1 not in placed]
+        new = [i - 1 for i in model.reg_image_ids() if i - 1 not in placed and not _bogus(model, i)]
         if len(new) < 2:  # all but one stand in a larger model
             continue
         placed |= {i: (len(parts), model) for i in new}
@@ -351,6 +353,12 @@ def _assembled(models: Sequence[Any], graph: KeypointGraph) -> tuple[dict[int, t
         np.concatenate([empty.image_index, *(part.image_index for part in parts)]),
         np.concatenate([empty.xy, *(part.xy for part in parts)]),
     )
+
+
+def _bogus(model: Any, image_id: int) -> bool:
+    """Whether the intrinsics of an image of a model are none that a camera has: matches did not determine them."""
+    camera = model.cameras[model.images[image_id].camera_id]
+    return camera.has_bogus_params(*_FOCAL_RANGE, _MOST_DISTORTION)
 
 
 def _entry(

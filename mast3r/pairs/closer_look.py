@@ -93,6 +93,13 @@ def confirmed_share(placed: PlacedMatches) -> float:
     return float(placed.confirmed.sum() / count)
 
 
+def believed_share(placed: PlacedMatches) -> float:
+    """Share of the matches where there is something to see that the photos confirm, 0..1; 1 if those are too few."""
+    telling = placed.telling.sum()
+    too_few = telling < max(_LEAST_TELLING * len(placed.telling), _LEAST_MATCHES)
+    return 1.0 if too_few else float(placed.confirmed.sum() / telling)
+
+
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels of a photo, right and bottom exclusive."""
 
@@ -108,24 +115,23 @@ def part_boxes(size: tuple[int, int], share: float, overlap: float) -> list[Box]
 def checked_or_closer(
     cache: TokenCache,
     images: tuple[Image, Image],
-    matches: Matches,
+    first: PlacedMatches,
     placer: MatchPlacer,
     config: PairConfig,
     *,
     search: CloserLookConfig | None = None,
 ) -> Matches:
-    """Matches of whole photos, placed and checked, or those of a closer look if too few are confirmed.
+    """The checked ones of the matches of whole photos, or those of a closer look if too few are confirmed.
 
     Args:
         cache: The network, with the tokens of what it has seen.
         images: Both photos.
-        matches: Of the whole photos, in their pixels.
+        first: Matches of the whole photos, as the placer has placed them.
         placer: Of the two photos.
         config: How pairs are matched.
         search: How parts are compared.
     """
     search = search or CloserLookConfig()
-    first = placer.place(matches)
     if confirmed_share(first) >= search.convinced or not (search.turns or search.rounds):
         return first.kept(placer.config.min_checked)
     return look_closer(cache, images, first, placer, config, search)

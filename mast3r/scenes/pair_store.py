@@ -96,6 +96,20 @@ class PairEntry:
         return PairEntry(self.backward, self.forward, self.matches.swapped())
 
 
+@dataclass(frozen=True, eq=False)
+class PlacedPair:
+    """The matches of a pair after the full-size photos have placed them.
+
+    Attributes:
+        matches: In model pixels.
+        believed: Share of the network's matches that the photos confirm, see
+            `mast3r.pairs.closer_look.believed_share`.
+    """
+
+    matches: MapMatches
+    believed: float
+
+
 class PairStore:
     """Tokens of photos and entries of pairs, on disk and, for tokens, partly in memory.
 
@@ -180,20 +194,23 @@ class PairStore:
 
     def placed_key(self, a: str, b: str, how: str) -> str:
         """Key of the cache entry with the matches of a pair after the photos have placed them in some way."""
-        return content_key("placed", self.pair_key(a, b), how)
+        return content_key("placed pair", self.pair_key(a, b), how)
 
-    def placed(self, a: str, b: str, how: str) -> MapMatches:
+    def placed(self, a: str, b: str, how: str) -> PlacedPair:
         """The placed matches of the pair (a, b).
 
         Raises:
             CacheMiss: If they are not there, or damaged.
         """
-        found = _matches_from(self.cache.read(self.placed_key(a, b, how)))
-        return found if a <= b else found.swapped()
+        tensors = self.cache.read(self.placed_key(a, b, how))
+        found = _matches_from(tensors)
+        return PlacedPair(found if a <= b else found.swapped(), float(tensors["believed"]))
 
-    def put_placed(self, a: str, b: str, how: str, matches: MapMatches) -> None:
+    def put_placed(self, a: str, b: str, how: str, pair: PlacedPair) -> None:
         """Keep the placed matches of the pair (a, b)."""
-        self.cache.write(self.placed_key(a, b, how), _match_tensors(matches if a <= b else matches.swapped()))
+        matches = pair.matches if a <= b else pair.matches.swapped()
+        believed = torch.tensor(pair.believed, dtype=torch.float64)
+        self.cache.write(self.placed_key(a, b, how), _match_tensors(matches) | {"believed": believed})
 
     def _hold(self, image: str, tokens: Tokens) -> Tokens:
         """Remember tokens, and forget the oldest ones beyond the bound."""

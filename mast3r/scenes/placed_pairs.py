@@ -18,11 +18,12 @@ import torch
 
 from dust3r.image_pairs import Edge
 from mast3r.alignment.problem import AlignmentProblem
-from mast3r.pairs.closer_look import CloserLookConfig, checked_or_closer
+from mast3r.pairs.closer_look import CloserLookConfig, believed_share, checked_or_closer
 from mast3r.pairs.config import PairConfig
 from mast3r.pairs.map_matching import MapMatches, in_original_pixels
 from mast3r.pairs.two_view import TokenCache
 from mast3r.scenes.pair_cache import CacheMiss
+from mast3r.scenes.pair_store import PlacedPair
 from mast3r.scenes.photos import Photo
 from multiview.images import Image, ImageError, as_image
 from multiview.matches import Matches
@@ -47,7 +48,7 @@ def placed_by_photos(
     config: PhotometricConfig | None = None,
     device: torch.device | None = None,
     on_done: Callable[[int, int], None] | None = None,
-) -> dict[Edge, MapMatches]:
+) -> dict[Edge, PlacedPair]:
     """The matches of all pairs of a problem in model pixels, after `multiview.photometric.checked_matches`.
 
     Args:
@@ -90,17 +91,19 @@ def _placed(
     held: _Held,
     closer: tuple[TokenCache, PairConfig] | None,
     config: PhotometricConfig,
-) -> MapMatches | None:
+) -> PlacedPair | None:
     """The matches of one pair; None, with a warning, if its photos cannot be read any more."""
     inputs = problem.inputs[edge[0]], problem.inputs[edge[1]]
     found = in_original_pixels(problem.matches(edge), inputs)
     try:
         (image0, grey0), (image1, grey1) = held.photo(edge[0]), held.photo(edge[1])
         placer = MatchPlacer(grey0, grey1, config=config)
+        first = placer.place(found)
         if closer is None:
-            found = placer.check(found)
+            found, believed = first.kept(config.min_checked), believed_share(first)
         else:
-            found = checked_or_closer(closer[0], (image0, image1), found, placer, closer[1])
+            found = checked_or_closer(closer[0], (image0, image1), first, placer, closer[1])
+            believed = believed_share(placer.place(found))
         pixels = model_pixels(found)
         if min(pixels) >= FINER:
             found = _anchored(found, placer, [held.points(k, pixel) for k, pixel in zip(edge, pixels)])
@@ -108,7 +111,7 @@ def _placed(
         logger.warning("matches of %s and %s stay as they are: %s", held.name(edge[0]), held.name(edge[1]), error)
         return None
     xy0, xy1 = (x.transform.apply(xy) for x, xy in zip(inputs, (found.xy0, found.xy1)))
-    return MapMatches(xy0.astype(np.float32), xy1.astype(np.float32), found.confidence)
+    return PlacedPair(MapMatches(xy0.astype(np.float32), xy1.astype(np.float32), found.confidence), believed)
 
 
 def _anchored(found: Matches, placer: MatchPlacer, points: Sequence[np.ndarray]) -> Matches:

@@ -45,6 +45,7 @@ from mast3r.scenes.pair_store import PairOptions, PairStore
 from mast3r.scenes.photos import Photo, PhotoList, list_photos, read_photos
 from mast3r.scenes.placed_pairs import placed_by_photos
 from mast3r.scenes.stages import Progress, Stages
+from mast3r.scenes.trusted_pairs import trusted_pairs
 from multiview.cameras import Camera
 from multiview.reconstruction import ReconstructedImage, Reconstruction, ScaleStatus
 from multiview.tracks import Tracks
@@ -87,6 +88,8 @@ class ReconstructConfig:
         photometric: Let the full-size photos place and check the matches, see `multiview.photometric`.
         closer_look: Match parts of photos where the photos confirm few matches, 5 to 30 seconds of a CPU core for each
             such pair (see `mast3r.pairs.closer_look`). Needs `photometric`.
+        least_believed: Pairs of which the photos confirm a smaller share of the matches are not aligned, unless photos
+            would be lost without them (see `mast3r.scenes.trusted_pairs`). 0 aligns all. Needs `photometric`.
         tracks: Whether to join matches into tracks.
         adjust: Whether to adjust cameras and tracks to each other in the end (bundle adjustment by pycolmap, if it is
             installed). Needs `photometric` and `tracks`; left out where constraints are priors or depth.
@@ -95,7 +98,7 @@ class ReconstructConfig:
         seed: Seed of everything random.
 
     Raises:
-        ValueError: If the alignment is unknown or a size is not positive.
+        ValueError: If the alignment is unknown, a size is not positive or a share is not in 0..1.
     """
 
     image_size: int | None = None
@@ -108,6 +111,7 @@ class ReconstructConfig:
     align_device: torch.device | str | None = None
     photometric: bool = True
     closer_look: bool = False
+    least_believed: float = 0.2
     tracks: bool = True
     adjust: bool = True
     retry: bool = True
@@ -120,6 +124,8 @@ class ReconstructConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be None or positive, got {value}.")
+        if not 0 <= self.least_believed <= 1:
+            raise ValueError(f"least_believed must be in 0..1, got {self.least_believed}.")
 
 
 def reconstruct(
@@ -266,7 +272,10 @@ class _Run:
             options = PairConfig(image_size=self.config.image_size, crop=self.config.crop)
             closer = (TokenCache(self.model), options) if self.config.closer_look else None
             placed = placed_by_photos(photos, problem, closer=closer, device=device, on_done=_counted(report))
-            return replace(problem, placed=placed)
+            believed = {edge: pair.believed for edge, pair in placed.items()}
+            trusted = trusted_pairs(problem.edges, believed, self.config.least_believed)
+            logger.info("%d of %d pairs are aligned", len(trusted), len(problem.edges))
+            return replace(problem, edges=trusted, placed={edge: pair.matches for edge, pair in placed.items()})
 
 
 @contextmanager

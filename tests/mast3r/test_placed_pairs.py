@@ -59,11 +59,11 @@ def test_a_closer_look_finds_what_the_network_missed(files, tmp_path):
     photos = read_photos(MODEL, list_photos(files))
     problem = problem_of(photos, tmp_path)
     closer = TokenCache(MODEL), PairConfig()
-    found = placed_by_photos(photos, problem, closer=closer)[0, 1]
+    found = placed_by_photos(photos, problem, closer=closer)[0, 1].matches
     assert share_right(problem, found) > 0.9 > 0.5 > share_right(problem, problem.matches((0, 1)))
-    again = placed_by_photos(photos, problem, closer=closer)[0, 1]
+    again = placed_by_photos(photos, problem, closer=closer)[0, 1].matches
     np.testing.assert_array_equal(found.xy1, again.xy1)
-    without = placed_by_photos(photos, problem)[0, 1]
+    without = placed_by_photos(photos, problem)[0, 1].matches
     assert share_right(problem, without) < 0.5, "another way to place is another entry of the cache"
 
 
@@ -93,10 +93,21 @@ def test_fewer_points_of_each_photo_where_there_are_many_pairs(files, tmp_path, 
     moved = as_image(np.roll(np.asarray(as_image(files[0]).pixels), 10, axis=1))
     photos = read_photos(MODEL, list_photos([as_image(files[0]), moved]))
     problem = problem_of(photos, tmp_path)
-    many = placed_by_photos(photos, problem)[0, 1]
+    many = placed_by_photos(photos, problem)[0, 1].matches
     monkeypatch.setattr("mast3r.scenes.placed_pairs._CARRIED", 200)
     monkeypatch.setattr("mast3r.scenes.placed_pairs._LEAST_POINTS", 60)
-    few = placed_by_photos(photos, problem)[0, 1]
+    few = placed_by_photos(photos, problem)[0, 1].matches
     assert 50 <= len(few.xy0) < 0.8 * len(many.xy0)
     monkeypatch.setattr("mast3r.scenes.placed_pairs._LEAST_POINTS", 10_000)
-    np.testing.assert_array_equal(placed_by_photos(photos, problem)[0, 1].xy1, many.xy1)
+    np.testing.assert_array_equal(placed_by_photos(photos, problem)[0, 1].matches.xy1, many.xy1)
+
+
+def test_how_far_the_photos_believe_a_pair(files, tmp_path):
+    shown = as_image(files[0])
+    moved = as_image(np.roll(np.asarray(shown.pixels), 10, axis=1))
+    other = as_image(texture(*SIZE, seed=9))
+    for second, low, high in ((moved, 0.7, 1.0), (other, 0.0, 0.2)):
+        photos = read_photos(MODEL, list_photos([shown, second]))
+        pair = placed_by_photos(photos, problem_of(photos, tmp_path))[0, 1]
+        assert low <= pair.believed <= high
+        assert placed_by_photos(photos, problem_of(photos, tmp_path))[0, 1].believed == pair.believed

@@ -208,6 +208,24 @@ def test_failures_are_sentences(scene: Scene):
     assert with_global.registered == ()
 
 
+def test_focal_lengths_that_no_camera_has_are_failures(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    pycolmap = pytest.importorskip("pycolmap")
+    mapped = pycolmap.incremental_mapping
+
+    def confused(*arguments):
+        models = mapped(*arguments)
+        for model in models.values():
+            camera = model.cameras[model.images[3].camera_id]
+            camera.params = [-1000 * camera.params[0], *camera.params[1:]]
+        return models
+
+    monkeypatch.setattr(pycolmap, "incremental_mapping", confused)
+    found = reconstruct_from_matches(pictures(scene), None, make_matches(scene), config=ONE_THREAD)
+    assert found.registered == (0, 1, 3, 4, 5, 6, 7)
+    assert "could not place it" in found.images[2].reason
+    assert 2 not in found.tracks.image_index
+
+
 def test_separate_sets_are_components():
     """Two sets of images without matches between them."""
     scenes = [make_scene(5, seed=seed) for seed in (0, 1)]
