@@ -59,8 +59,8 @@ def match(
         a: Photo 0: a path, PIL image, array or `Image`.
         b: Photo 1.
         resolution: "coarse" matches the photos as resized for the network. "fine" then goes on in windows, in
-            steps of at most 4 in resolution, until every pixel of the originals has been seen; its work and the
-            memory of its matches grow with the area of the photos.
+            steps of at most 4 in resolution, until every pixel of the originals has been seen; its work grows with
+            the area of the photos, its memory by 35 MB for each megapixel.
         max_matches: Overrides the field of `config` of that name, as do the next and the last two.
         min_confidence_percentile: See `PairConfig`.
         mask_a: (H, W) bool at the size of upright photo 0, True = may match; matches that end on other pixels

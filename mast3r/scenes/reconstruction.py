@@ -111,7 +111,7 @@ class ReconstructConfig:
     align_device: torch.device | str | None = None
     photometric: bool = True
     closer_look: bool = False
-    least_believed: float = 0.2
+    least_believed: float = 0.33
     tracks: bool = True
     adjust: bool = True
     retry: bool = True

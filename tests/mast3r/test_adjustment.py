@@ -10,8 +10,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from dust3r.image_pairs import Edge
 from mast3r.alignment import Alignment, AlignmentName, AlignmentProblem, align
 from mast3r.scenes.adjustment import SHARED_FOCAL
+from mast3r.scenes.pair_store import PlacedPair
+from mast3r.scenes.placed_pairs import placed_by_photos
 from mast3r.scenes.reconstruction import ReconstructConfig, reconstruct
 from multiview.bundle_adjustment import BundleConfig, bundle_adjust, with_shared_cameras
 from multiview.poses import Pose
@@ -177,3 +180,23 @@ def turned(pose: Pose | None, rng: np.random.Generator) -> Pose | None:
     if pose is None:
         return None
     return Pose.from_rt(Rotation.from_rotvec(rng.normal(0, 0.5, 3)).as_matrix() @ pose.rotation, pose.center)
+
+
+def test_pairs_that_the_photos_do_not_confirm_are_not_aligned(large, monkeypatch):
+    seen = []
+
+    def unsure(photos, problem: AlignmentProblem, **options: Any) -> dict[Edge, PlacedPair]:
+        placed = placed_by_photos(photos, problem, **options)
+        return {edge: replace(pair, believed=0.05 if edge == (0, 5) else 0.9) for edge, pair in placed.items()}
+
+    def noted(problem: AlignmentProblem, way: AlignmentName = "sparse", **options: Any) -> Alignment:
+        seen.append(set(problem.edges))
+        return align(problem, way, **options)
+
+    monkeypatch.setattr("mast3r.scenes.reconstruction.placed_by_photos", unsure)
+    monkeypatch.setattr("mast3r.scenes.reconstruction.align", noted)
+    for least in (ReconstructConfig().least_believed, 0.0):
+        found(large, replace(CONFIG, least_believed=least, adjust=False))
+    assert seen[1] - seen[0] == {(0, 5)}
+    with pytest.raises(ValueError, match=r"least_believed must be in 0\.\.1, got 2"):
+        ReconstructConfig(least_believed=2)
