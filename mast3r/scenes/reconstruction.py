@@ -68,6 +68,7 @@ STAGES = {
 }
 """Names of the stages, in order, and about how much of the time each takes; the keys of the result's timings."""
 
+_ATTEMPTS = 3  # of COLMAP's mapper
 _TOO_FEW = "There is no second readable photo to compare it with."
 
 
@@ -93,8 +94,8 @@ class ReconstructConfig:
         tracks: Whether to join matches into tracks.
         adjust: Whether to adjust cameras and tracks to each other in the end (bundle adjustment by pycolmap, if it is
             installed). Needs `photometric` and `tracks`; left out where constraints are priors or depth.
-        retry: Let COLMAP's mapper align the same matches where adjusted cameras leave many of them unexplained, and
-            keep what explains more; of 60 photos at most.
+        retry: Let COLMAP's mapper align the same matches, three times at most, where adjusted cameras leave many of
+            them unexplained, and keep what explains more; of 60 photos at most.
         seed: Seed of everything random.
 
     Raises:
@@ -190,8 +191,11 @@ def reconstruct(
         with stages.stage("adjust"):
             scene = adjusted(scene, problem, usable, shared_focal=focals) if adjust else scene
         with stages.stage("retry"):
-            if adjust and config.retry and may_map_again(scene, problem, usable):
-                mapped = _result(model, photos, usable, align(problem, "colmap"), stages)
+            for attempt in range(_ATTEMPTS if adjust and config.retry else 0):
+                if not may_map_again(scene, problem, usable):
+                    break
+                again = replace(problem, seed=problem.seed + attempt)  # the mapper begins with a pair drawn by chance
+                mapped = _result(model, photos, usable, align(again, "colmap"), stages)
                 mapped = adjusted(with_tracks(mapped, problem, usable), problem, usable, shared_focal=focals)
                 scene = max(scene, mapped, key=lambda each: explained(each, problem, usable))
     return replace(scene, timings=dict(stages.seconds))

@@ -164,6 +164,23 @@ def test_the_mapper_has_a_second_try_where_little_is_explained(large, ways):
     assert errors(left, large)[0] > 5
 
 
+def test_the_mapper_is_asked_again_with_other_seeds(large, monkeypatch):
+    pytest.importorskip("pycolmap")
+    asked = []
+
+    def lucky_once(problem: AlignmentProblem, way: AlignmentName = "sparse", **options: Any) -> Alignment:
+        asked.append((way, problem.seed))
+        right, turn = align(problem, "colmap"), np.random.default_rng(len(asked))
+        if problem.seed == 1:
+            return right
+        return replace(right, views=tuple(replace(view, pose=turned(view.pose, turn)) for view in right.views))
+
+    monkeypatch.setattr("mast3r.scenes.reconstruction.align", lucky_once)
+    scene = found(large, CONFIG)
+    assert asked == [("sparse", 0), ("colmap", 0), ("colmap", 1)]
+    assert errors(scene, large)[0] < 0.3
+
+
 def test_no_second_try_with_many_photos(large, ways, monkeypatch):
     monkeypatch.setattr("mast3r.scenes.adjustment._MOST_MAPPED", COUNT - 1)
     found(large, CONFIG)
