@@ -193,8 +193,7 @@ def test_a_pair_from_upload_to_download(visit, photos, tmp_path, monkeypatch):
     assert acts_instantly(page, "match-count", [70, 50, 30], counted)
     page.get_by_role("tab", name="Depth").click()
     assert page.locator("#pair-maps img").count() == 6
-    widths = page.locator("#pair-maps img").evaluate_all("images => images.map((image) => image.naturalWidth)")
-    assert min(widths) > 0
+    page.wait_for_function("() => [...document.querySelectorAll('#pair-maps img')].every((i) => i.naturalWidth > 0)")
 
     assert download(page, "pair-glb", tmp_path).read_bytes()[:4] == b"glTF"
     assert download(page, "pair-ply", tmp_path).read_bytes()[:3] == b"ply"
