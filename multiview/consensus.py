@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from multiview.matches import Matches
+from multiview.matches import Matches, concatenated
 from multiview.metrics import epipolar_distances
-from multiview.photometric import PlacedMatches
+from multiview.photometric import PlacedMatches, confirmed_share
 from multiview.robust import estimate_fundamental, estimate_shared_focal_fundamental
 
 _UNIT = 1000.0  # the photos' longer sides in the coordinates that are computed with
@@ -68,19 +68,70 @@ def agreeing_matches(sets: Sequence[PlacedMatches], config: ConsensusConfig | No
         Matches of each set, some perhaps empty; None if too few confirmed matches agree with any geometry.
     """
     config = config or ConsensusConfig()
-    telling = [_scaled(_best_first(one)) for one in sets]
-    proposals = [F for xy in telling if len(xy[0]) >= config.least_set for F in _proposals(*xy, config)]
-    if not proposals:
+    if not sets:
         return None
-    everything = np.concatenate([xy[0] for xy in telling]), np.concatenate([xy[1] for xy in telling])
-    support = partial(_support, xy=everything, tolerance=config.tolerance * _UNIT)
-    found = max(proposals, key=support)
-    if support(found) < config.least:
+    votes = _Votes.of(sets, config)
+    if not votes.proposals:
         return None
-    near = epipolar_distances(found, *everything) < _NEAR * config.tolerance * _UNIT
-    found = max([found, *_proposals(everything[0][near], everything[1][near], config)], key=support)
+    found = max(votes.proposals, key=votes.support)
+    if votes.followers(found).sum() < config.least:
+        return None
+    near = votes.matches.filter(_distances(found, votes.matches) < _NEAR * config.tolerance)
+    found = max([found, *_proposals(near, config)], key=votes.support)
     checked = [one.matches.filter(one.checked) for one in sets]
-    return [one.filter(epipolar_distances(found, *_scaled(one)) < config.kept * _UNIT) for one in checked]
+    return [one.filter(_distances(found, one) < config.kept) for one in checked]
+
+
+def rival_geometries(sets: Sequence[PlacedMatches], count: int, config: ConsensusConfig | None = None) -> list[Matches]:
+    """The confirmed matches of all sets that follow each of the geometries which most of them follow.
+
+    Args:
+        sets: Matches of the same two photos, placed and checked by them; at least one set.
+        count: Most geometries. Two that agree on half of the matches of either count as one.
+        config: How geometries are found.
+
+    Returns:
+        Matches of each geometry, the most first.
+    """
+    votes = _Votes.of(sets, config or ConsensusConfig())
+    rivals: list[np.ndarray] = []
+    for mask in sorted(map(votes.followers, votes.proposals), key=np.count_nonzero, reverse=True):
+        if all(2 * (mask & other).sum() < min(mask.sum(), other.sum()) for other in rivals):
+            rivals.append(mask)
+    return [votes.matches.filter(mask) for mask in rivals[:count]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Votes:
+    """What sets of matches propose, and their say on it.
+
+    Attributes:
+        proposals: Fundamental matrices.
+        matches: Confirmed matches of all sets.
+        weights: (N,) of each match the share of its set that the photos confirm: few are where a set is wrong.
+        tolerance: As in `ConsensusConfig`.
+    """
+
+    proposals: list[np.ndarray]
+    matches: Matches
+    weights: np.ndarray
+    tolerance: float
+
+    @classmethod
+    def of(cls, sets: Sequence[PlacedMatches], config: ConsensusConfig) -> _Votes:
+        """The votes of some sets."""
+        confirmed = [_best_first(one) for one in sets]
+        weights = [np.full(len(one), confirmed_share(placed)) for one, placed in zip(confirmed, sets)]
+        proposals = [F for one in confirmed if len(one) >= config.least_set for F in _proposals(one, config)]
+        return cls(proposals, concatenated(confirmed), np.concatenate(weights), config.tolerance)
+
+    def followers(self, F: np.ndarray) -> np.ndarray:
+        """(N,) bool: the matches that agree with a geometry."""
+        return _distances(F, self.matches) < self.tolerance
+
+    def support(self, F: np.ndarray) -> float:
+        """Sum of their weights."""
+        return float(self.weights[self.followers(F)].sum())
 
 
 def _best_first(placed: PlacedMatches) -> Matches:
@@ -89,15 +140,9 @@ def _best_first(placed: PlacedMatches) -> Matches:
     return placed.matches.filter(order[np.argsort(-(placed.correlation * placed.support)[order], kind="stable")])
 
 
-def _scaled(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends relative to the photos' centres, in thousandths of their longer sides."""
-    ends = ((matches.xy0, matches.size0), (matches.xy1, matches.size1))
-    first, second = ((xy - (np.array(size) - 1) / 2) * (_UNIT / max(size)) for xy, size in ends)
-    return first, second
-
-
-def _proposals(xy0: np.ndarray, xy1: np.ndarray, config: ConsensusConfig) -> list[np.ndarray]:
+def _proposals(matches: Matches, config: ConsensusConfig) -> list[np.ndarray]:
     """Geometries of some matches, best first: that of one camera, and that of any two."""
+    xy0, xy1 = _scaled(matches)
     estimators = (partial(estimate_shared_focal_fundamental, principal_point=(0.0, 0.0)), estimate_fundamental)
     found = [
         estimate(
@@ -114,6 +159,13 @@ def _proposals(xy0: np.ndarray, xy1: np.ndarray, config: ConsensusConfig) -> lis
     return [one.F for one in found if one.success]
 
 
-def _support(F: np.ndarray, xy: tuple[np.ndarray, np.ndarray], tolerance: float) -> int:
-    """How many matches agree with a geometry."""
-    return int(np.count_nonzero(epipolar_distances(F, *xy) < tolerance))
+def _scaled(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends relative to the photos' centres, in thousandths of their longer sides."""
+    ends = ((matches.xy0, matches.size0), (matches.xy1, matches.size1))
+    first, second = ((xy - (np.array(size) - 1) / 2) * (_UNIT / max(size)) for xy, size in ends)
+    return first, second
+
+
+def _distances(F: np.ndarray, matches: Matches) -> np.ndarray:
+    """(N,) distances from the epipolar lines, as shares of the photos' longer sides."""
+    return epipolar_distances(F, *_scaled(matches)) / _UNIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,16 @@ class Matches:
             low, high = np.percentile(self.confidence, (5, 95))
             spread = f", confidence {low:.3g}..{high:.3g} (5-95 %)"
         return f"Matches({len(self)} between {w0}x{h0} and {w1}x{h1}{spread})"
+
+
+def concatenated(found: Sequence[Matches]) -> Matches:
+    """All matches of several sets between the same images, one set after the other, without positions of keypoints.
+
+    Args:
+        found: At least one set. The network's sizes are those of the largest.
+    """
+    columns = {name: np.concatenate([getattr(m, name) for m in found]) for name in ("xy0", "xy1", "confidence")}
+    return replace(max(found, key=len), **columns, index0=None, index1=None)
 
 
 def _size(value: np.ndarray) -> tuple[int, int] | None:

@@ -30,6 +30,8 @@ _LARGEST_BEND = 0.3
 _NOISE = 3.0  # usual difference of two pictures of one thing, in grey levels
 _BORDER = 6  # pixels of a picture next to its edge that hold no points worth matching
 _MAX_REACH = 32.0  # of the matches around a point that is carried over, in pixels of the network's input
+_LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
+_LEAST_MATCHES = 50  # nor do fewer than these
 _FLAT = 1e-3  # least contrast of a patch, in grey levels of 0..255
 
 
@@ -109,6 +111,19 @@ class PlacedMatches:
     def kept(self, least: int) -> Matches:
         """The checked matches; all if they are fewer than `least`."""
         return self.matches.filter(self.checked) if self.checked.sum() >= least else self.matches
+
+
+def confirmed_share(placed: PlacedMatches) -> float:
+    """Share of the matches that the photos confirm, of those whose surroundings tell something, 0..1."""
+    count = max(placed.telling.sum(), _LEAST_TELLING * len(placed.telling), _LEAST_MATCHES)
+    return float(placed.confirmed.sum() / count)
+
+
+def believed_share(placed: PlacedMatches) -> float:
+    """Share of the matches where there is something to see that the photos confirm, 0..1; 1 if those are too few."""
+    telling = placed.telling.sum()
+    too_few = telling < max(_LEAST_TELLING * len(placed.telling), _LEAST_MATCHES)
+    return 1.0 if too_few else float(placed.confirmed.sum() / telling)
 
 
 class MatchPlacer:

@@ -2,9 +2,10 @@
 
 Seen whole at the network's size, photos that share little, or show the same things at unlike sizes, are hardly
 matched. Parts of them, each as large as the network sees, are: every part of one photo is compared with every
-part of the other at little cost, and the most promising pairs of parts are matched in full. The photos themselves
-(`multiview.photometric`) and the geometry that all of these have in common (`multiview.consensus`) say which matches
-are right.
+part of the other at little cost, and the most promising pairs of parts are matched in full. Their matches mostly speak
+for several geometries; the parts that each of these maps to each other are matched once more, by which a right one
+gains far more than a wrong one. The photos themselves (`multiview.photometric`) and the geometry that all of these have
+in common (`multiview.consensus`) say which matches are right.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch.nn.functional as F
@@ -22,19 +23,18 @@ from mast3r.pairs.map_matching import in_original_pixels, match_pairs
 from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
 from mast3r.tiling.matching import merge_duplicates
 from mast3r.tiling.tiles import on_image
-from multiview.consensus import ConsensusConfig, agreeing_matches
+from multiview.consensus import ConsensusConfig, agreeing_matches, rival_geometries
 from multiview.images import Image, ImageTransform, resample, rotated
 from multiview.local_affine import local_affines
-from multiview.matches import Matches
-from multiview.photometric import MatchPlacer, PlacedMatches
+from multiview.matches import Matches, concatenated
+from multiview.photometric import MatchPlacer, PlacedMatches, confirmed_share
 
 logger = logging.getLogger(__name__)
 
-_LEAST_TELLING = 0.25  # share of matches; fewer with texture around them prove nothing
-_LEAST_MATCHES = 50  # nor do fewer than these
 _LEAST_SIDE = 32  # pixels of a part
-_LEAST_ZOOM = 12  # confirmed matches; fewer do not say where to look
+_LEAST_ZOOM = 12  # matches; fewer do not say where to look
 _FRINGE = 0.05  # share of them that may lie outside
+_TURN_STEP = 45.0  # degrees: the network bears half of it
 _CELL = 4  # pixels of the network's input per cell of the maps that parts are compared by
 
 
@@ -52,7 +52,8 @@ class CloserLookConfig:
         overlap: Least share of its side that a part has in common with the next one.
         size: How large parts are seen while they are compared, as a share of the network's input size.
         candidates: Pairs of parts that are matched in full, per round.
-        zooms: Best pairs of parts in the end whose matches are looked at once more, cut to where they are confirmed.
+        zooms: How often, in the end, the parts where the matches of one geometry lie are matched once more.
+        rivals: Geometries for which that is done, each time: a right one gains more matches by it than a wrong one.
         consensus: How the geometry that the pairs of parts share is found.
 
     Raises:
@@ -70,6 +71,7 @@ class CloserLookConfig:
     size: float = 0.7
     candidates: int = 3
     zooms: int = 2
+    rivals: int = 4
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
 
     def __post_init__(self) -> None:
@@ -81,23 +83,11 @@ class CloserLookConfig:
             )
         if not all(0 < share <= 1 for some in self.rounds for pair in some for share in pair):
             raise ValueError(f"rounds must hold pairs of shares above 0 and at most 1, got {self.rounds}.")
-        if self.candidates < 1 or self.zooms < 0:
+        if self.candidates < 1 or self.zooms < 0 or self.rivals < 1:
             raise ValueError(
-                f"candidates must be at least 1 and zooms not negative, got {self.candidates} and {self.zooms}."
+                "candidates and rivals must be at least 1 and zooms not negative, got "
+                f"{self.candidates}, {self.rivals} and {self.zooms}."
             )
-
-
-def confirmed_share(placed: PlacedMatches) -> float:
-    """Share of the matches that the photos confirm, of those whose surroundings tell something, 0..1."""
-    count = max(placed.telling.sum(), _LEAST_TELLING * len(placed.telling), _LEAST_MATCHES)
-    return float(placed.confirmed.sum() / count)
-
-
-def believed_share(placed: PlacedMatches) -> float:
-    """Share of the matches where there is something to see that the photos confirm, 0..1; 1 if those are too few."""
-    telling = placed.telling.sum()
-    too_few = telling < max(_LEAST_TELLING * len(placed.telling), _LEAST_MATCHES)
-    return 1.0 if too_few else float(placed.confirmed.sum() / telling)
 
 
 Box = tuple[int, int, int, int]
@@ -167,10 +157,11 @@ def look_closer(
         looks |= dict(zip(best, map(placer.place, _matched(parts, best, config))))
         if max(map(confirmed_share, looks.values())) >= search.convinced:
             break
-    for pair in sorted(looks, key=lambda pair: -confirmed_share(looks[pair]))[: search.zooms]:
-        if confirmed_share(looks[pair]) < search.convinced:
-            zoomed = [cut for cut in [_zoomed(parts, pair, looks[pair])] if cut not in looks]
-            looks |= dict(zip(zoomed, map(placer.place, _matched(parts, zoomed, config))))
+    for _ in range(search.zooms):
+        rivals = rival_geometries((first, *looks.values()), search.rivals, search.consensus)
+        zoomed = dict.fromkeys(_around(parts, found) for found in rivals if len(found) >= _LEAST_ZOOM)
+        fresh = [pair for pair in zoomed if pair not in looks]
+        looks |= dict(zip(fresh, map(placer.place, _matched(parts, fresh, config))))
     agreeing = agreeing_matches((first, *looks.values()), search.consensus)
     logger.info("closer look: %d pairs of parts; they %s", len(looks), "agree" if agreeing else "do not agree")
     return _joined(agreeing) if agreeing else first.kept(placer.config.min_checked)
@@ -232,16 +223,14 @@ class _Parts:
             self._inputs[part, size] = ModelInput(seen.pixels, transform.compose(seen.transform))
         return self._inputs[part, size]
 
-    def around(self, xy: np.ndarray, part: _Part) -> _Part:
-        """The part, cut to a box around most of some pixels (N, 2) of the photo; as it is if they are few."""
-        if len(xy) < _LEAST_ZOOM:
-            return part
+    def around(self, xy: np.ndarray, turn: float = 0.0) -> _Part:
+        """A box around most of some pixels (N, 2) of the photo, turned by an angle in degrees."""
         low, high = np.quantile(self._resize.apply(xy), (_FRINGE, 1 - _FRINGE), axis=0)
         half = 0.65 * (high - low)
         centre, half = (low + high) / 2, np.maximum(half, max(_LEAST_SIDE, 0.1 * max(self.image.size), half.max() / 4))
         box = np.concatenate([np.floor(centre - half), np.ceil(centre + half) + 1])
         left, top, right, bottom = (int(v) for v in box.clip(0, 2 * self.image.size))
-        return _Part((left, top, min(right, self.image.width), min(bottom, self.image.height)), part.turn)
+        return _Part((left, top, min(right, self.image.width), min(bottom, self.image.height)), turn)
 
 
 def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -290,14 +279,21 @@ def _matched(parts: tuple[_Parts, _Parts], pairs: Sequence[PartPair], config: Pa
         yield matches.filter(on_image(matches.xy0, matches.size0) & on_image(matches.xy1, matches.size1))
 
 
-def _zoomed(parts: tuple[_Parts, _Parts], pair: PartPair, look: PlacedMatches) -> PartPair:
-    """The pair cut to where its confirmed matches lie."""
-    found = look.matches.filter(look.confirmed)
-    first, second = (side.around(xy, part) for side, xy, part in zip(parts, (found.xy0, found.xy1), pair))
-    return first, second
+def _around(parts: tuple[_Parts, _Parts], found: Matches) -> PartPair:
+    """The parts of both photos where most of some matches lie, the second turned as the first is."""
+    return parts[0].around(found.xy0), parts[1].around(found.xy1, turn=_turn(found))
+
+
+def _turn(found: Matches) -> float:
+    """Angle in degrees, in whole steps, by which to turn the second photo for both to be seen upright alike."""
+    arms0, arms1 = (xy - np.median(xy, axis=0) for xy in (found.xy0, found.xy1))
+    cross = arms0[:, 0] * arms1[:, 1] - arms0[:, 1] * arms1[:, 0]
+    dot = (arms0 * arms1).sum(axis=1)
+    length = np.maximum(np.hypot(cross, dot), 1e-9)
+    angle = math.degrees(math.atan2((cross / length).sum(), (dot / length).sum()))
+    return float(_TURN_STEP * round(angle / _TURN_STEP) % 360)
 
 
 def _joined(found: Sequence[Matches]) -> Matches:
     """Matches of some looks as one; of each pixel of either photo the most confident one."""
-    columns = {name: np.concatenate([getattr(m, name) for m in found]) for name in ("xy0", "xy1", "confidence")}
-    return merge_duplicates(replace(max(found, key=len), **columns))
+    return merge_duplicates(concatenated(found))

@@ -103,7 +103,7 @@ class PlacedPair:
     Attributes:
         matches: In model pixels.
         believed: Share of the network's matches that the photos confirm, see
-            `mast3r.pairs.closer_look.believed_share`.
+            `multiview.photometric.believed_share`.
     """
 
     matches: MapMatches

@@ -18,7 +18,7 @@ import torch
 
 from dust3r.image_pairs import Edge
 from mast3r.alignment.problem import AlignmentProblem
-from mast3r.pairs.closer_look import CloserLookConfig, believed_share, checked_or_closer
+from mast3r.pairs.closer_look import CloserLookConfig, checked_or_closer
 from mast3r.pairs.config import PairConfig
 from mast3r.pairs.map_matching import MapMatches, in_original_pixels
 from mast3r.pairs.two_view import TokenCache
@@ -27,7 +27,14 @@ from mast3r.scenes.pair_store import PlacedPair
 from mast3r.scenes.photos import Photo
 from multiview.images import Image, ImageError, as_image
 from multiview.matches import Matches
-from multiview.photometric import GreyPyramid, MatchPlacer, PhotometricConfig, model_pixels, textured_points
+from multiview.photometric import (
+    GreyPyramid,
+    MatchPlacer,
+    PhotometricConfig,
+    believed_share,
+    model_pixels,
+    textured_points,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mast3r
-from mast3r.pairs.closer_look import CloserLookConfig, part_boxes
+from mast3r.pairs.closer_look import CloserLookConfig, _turn, part_boxes
 from mast3r.pairs.config import PairConfig
+from multiview.images import ImageTransform
 from multiview.matches import Matches
 from tests.mast3r.stand_in_models import PatchModel, texture
 
@@ -86,6 +87,7 @@ def test_parts_cover_the_photo(width, height, share, overlap):
         {"size": 0},
         {"rounds": (((0.5, 0.0),),)},
         {"candidates": 0},
+        {"rivals": 0},
     ],
 )
 def test_options_are_checked(wrong):
@@ -103,6 +105,14 @@ def test_a_turned_photo_is_matched(quarters):
     ends = {1: (y, SIZE[0] - 1 - x), 2: (SIZE[0] - 1 - x, SIZE[1] - 1 - y), 3: (SIZE[1] - 1 - y, x)}[quarters]
     assert len(found) > 100
     assert (np.linalg.norm(found.xy1 - np.stack(ends, axis=1), axis=1) < 1).mean() > 0.95
+
+
+@given(degrees=st.floats(-180, 180), scale=st.floats(0.3, 3))
+def test_the_turn_of_matches_is_found(degrees, scale):
+    xy = np.random.default_rng(0).uniform(0, 300, (80, 2))
+    upright = ImageTransform.rotate(SIZE, degrees).matrix[:2, :2]
+    found = Matches(xy, scale * xy @ upright, np.ones(80), SIZE, SIZE)  # as if turned back
+    assert abs((_turn(found) - degrees + 180) % 360 - 180) <= 22.5 + 1e-3
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 30), (300, 40), (70, 500)])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiview.consensus import ConsensusConfig, agreeing_matches
-from multiview.matches import Matches
+from multiview.consensus import ConsensusConfig, agreeing_matches, rival_geometries
+from multiview.matches import Matches, concatenated
 from multiview.photometric import PlacedMatches
 from tests.multiview.two_view_scene import TwoViewScene
 
@@ -68,6 +68,34 @@ def test_nothing_in_common_gives_none():
     assert agreeing_matches([]) is None
     untold = placed(scene.matches(200), confirmed=0.0)
     assert agreeing_matches([untold]) is None
+
+
+def test_rival_geometries_come_apart():
+    scene = TwoViewScene()
+    right = [scene.matches(60, noise=0.1, seed=k) for k in range(3)]
+    wrong = shifted(scene, 90, (70, 30), 1)
+    found = rival_geometries([placed(m) for m in (wrong, *right)], 4)
+    assert 2 <= len(found) <= 4
+    counts = [len(one) for one in found]
+    assert counts == sorted(counts, reverse=True)
+    assert len(found[0]) > 0.9 * 180
+    assert (errors(scene, found[0]) < 1).mean() > 0.9
+    assert any(len(one) > 80 and (errors(scene, one) > 5).mean() > 0.9 for one in found[1:])
+    assert len(rival_geometries([placed(m) for m in (wrong, *right)], 1)) == 1
+    assert rival_geometries([placed(wrong.filter(np.zeros(90, bool)))], 4) == []
+
+
+def test_sets_that_the_photos_confirm_outvote_larger_ones_that_they_do_not():
+    scene = TwoViewScene()
+    right = placed(scene.matches(60, noise=0.1, seed=0))
+    window = shifted(scene, 90, (70, 30), 1)
+    unlike = Matches(*np.random.default_rng(0).uniform(0, 200, (2, 400, 2)), np.ones(400), scene.size, scene.size)
+    both = placed(concatenated([window, unlike]))
+    wrong = replace(both, checked=np.arange(490) < 90)
+    found = agreeing_matches([wrong, right])
+    assert found is not None
+    assert len(found[0]) < 0.3 * 90
+    assert len(found[1]) > 0.9 * 60
 
 
 @given(degrees=st.floats(-15, -5), scale=st.sampled_from([1, 4, 16]))
