@@ -72,7 +72,7 @@ def _lay_out(act: PairCallbacks, options: PageOptions) -> _Widgets:
             has_samples = all(path.is_file() for path in options.samples)
             sample = gr.Button("Try the sample photos", size="md") if has_samples else None
             closer = gr.Checkbox(
-                False, label="Look closer where few matches are right (up to half a minute)", elem_id="pair-closer"
+                False, label="Look closer where few matches are right (up to a minute)", elem_id="pair-closer"
             )
             status = gr.HTML(status_html(), elem_id="pair-status")
         with gr.Column(scale=5, min_width=320, elem_id=RESULTS):

@@ -21,7 +21,7 @@ class PairConfig:
             (see `mast3r.pairs.subpixel`), or False to keep whole pixels.
         photometric: Let the photos themselves place dense matches to a fraction of their pixels and drop those that
             look unlike at both ends (see `multiview.photometric`). False gives what the network says.
-        closer_look: Where the photos confirm few of these matches, match parts of the photos, which takes 5 to 30
+        closer_look: Where the photos confirm few of these matches, match parts of the photos, which takes 10 to 60
             seconds of a CPU core (see `mast3r.pairs.closer_look`). Needs `photometric`.
         keypoint_tolerance_px: A given keypoint is matched if its match leads back to less than this distance
             from it, in model pixels.

@@ -87,7 +87,7 @@ class ReconstructConfig:
         batch_size: Photos or pairs given to the network at once; None takes what the memory allows.
         align_device: Where to align; None takes the model's device.
         photometric: Let the full-size photos place and check the matches, see `multiview.photometric`.
-        closer_look: Match parts of photos where the photos confirm few matches, 5 to 30 seconds of a CPU core for each
+        closer_look: Match parts of photos where the photos confirm few matches, 10 to 60 seconds of a CPU core for each
             such pair (see `mast3r.pairs.closer_look`). Needs `photometric`.
         least_believed: Pairs of which the photos confirm a smaller share of the matches are not aligned, unless photos
             would be lost without them (see `mast3r.scenes.trusted_pairs`). 0 aligns all. Needs `photometric`.
