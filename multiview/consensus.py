@@ -8,7 +8,7 @@ matches of all sets agree with decides which matches are right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,71 +67,72 @@ def agreeing_matches(sets: Sequence[PlacedMatches], config: ConsensusConfig | No
     Returns:
         Matches of each set, some perhaps empty; None if too few confirmed matches agree with any geometry.
     """
-    config = config or ConsensusConfig()
-    if not sets:
-        return None
-    votes = _Votes.of(sets, config)
-    if not votes.proposals:
-        return None
-    found = max(votes.proposals, key=votes.support)
-    if votes.followers(found).sum() < config.least:
-        return None
-    near = votes.matches.filter(_distances(found, votes.matches) < _NEAR * config.tolerance)
-    found = max([found, *_proposals(near, config)], key=votes.support)
-    checked = [one.matches.filter(one.checked) for one in sets]
-    return [one.filter(_distances(found, one) < config.kept) for one in checked]
+    return Consensus(sets, config).agreeing()
 
 
-def rival_geometries(sets: Sequence[PlacedMatches], count: int, config: ConsensusConfig | None = None) -> list[Matches]:
-    """The confirmed matches of all sets that follow each of the geometries which most of them follow.
+class Consensus:
+    """What sets of matches of two photos propose, and how far they agree; each set is asked once, as it comes.
 
     Args:
-        sets: Matches of the same two photos, placed and checked by them; at least one set.
-        count: Most geometries. Two that agree on half of the matches of either count as one.
+        sets: The first sets, placed and checked by the photos.
         config: How geometries are found.
-
-    Returns:
-        Matches of each geometry, the most first.
-    """
-    votes = _Votes.of(sets, config or ConsensusConfig())
-    rivals: list[np.ndarray] = []
-    for mask in sorted(map(votes.followers, votes.proposals), key=np.count_nonzero, reverse=True):
-        if all(2 * (mask & other).sum() < min(mask.sum(), other.sum()) for other in rivals):
-            rivals.append(mask)
-    return [votes.matches.filter(mask) for mask in rivals[:count]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Votes:
-    """What sets of matches propose, and their say on it.
-
-    Attributes:
-        proposals: Fundamental matrices.
-        matches: Confirmed matches of all sets.
-        weights: (N,) of each match the share of its set that the photos confirm: few are where a set is wrong.
-        tolerance: As in `ConsensusConfig`.
     """
 
-    proposals: list[np.ndarray]
-    matches: Matches
-    weights: np.ndarray
-    tolerance: float
+    def __init__(self, sets: Sequence[PlacedMatches] = (), config: ConsensusConfig | None = None) -> None:
+        self._config = config or ConsensusConfig()
+        self._sets: list[PlacedMatches] = []
+        self._confirmed: list[Matches] = []
+        self._proposals: list[np.ndarray] = []
+        self.add(sets)
 
-    @classmethod
-    def of(cls, sets: Sequence[PlacedMatches], config: ConsensusConfig) -> _Votes:
-        """The votes of some sets."""
-        confirmed = [_best_first(one) for one in sets]
-        weights = [np.full(len(one), confirmed_share(placed)) for one, placed in zip(confirmed, sets)]
-        proposals = [F for one in confirmed if len(one) >= config.least_set for F in _proposals(one, config)]
-        return cls(proposals, concatenated(confirmed), np.concatenate(weights), config.tolerance)
+    def add(self, sets: Iterable[PlacedMatches]) -> None:
+        """Let more sets of the same two photos take part."""
+        for placed in sets:
+            confirmed = _best_first(placed)
+            self._sets.append(placed)
+            self._confirmed.append(confirmed)
+            if len(confirmed) >= self._config.least_set:
+                self._proposals += _proposals(confirmed, self._config)
 
-    def followers(self, F: np.ndarray) -> np.ndarray:
-        """(N,) bool: the matches that agree with a geometry."""
-        return _distances(F, self.matches) < self.tolerance
+    def rivals(self, count: int) -> list[Matches]:
+        """The confirmed matches of all sets that follow each of the geometries which most of them follow.
 
-    def support(self, F: np.ndarray) -> float:
-        """Sum of their weights."""
-        return float(self.weights[self.followers(F)].sum())
+        Args:
+            count: Most geometries. Two that agree on half of the matches of either count as one.
+
+        Returns:
+            Matches of each geometry, the most first.
+        """
+        if not self._proposals:
+            return []
+        matches = concatenated(self._confirmed)
+        followers = [_distances(F, matches) < self._config.tolerance for F in self._proposals]
+        rivals: list[np.ndarray] = []
+        for mask in sorted(followers, key=np.count_nonzero, reverse=True):
+            if all(2 * (mask & other).sum() < min(mask.sum(), other.sum()) for other in rivals):
+                rivals.append(mask)
+        return [matches.filter(mask) for mask in rivals[:count]]
+
+    def agreeing(self) -> list[Matches] | None:
+        """The checked matches of each set that follow the common geometry, see `agreeing_matches`."""
+        if not self._proposals:
+            return None
+        matches, tolerance = concatenated(self._confirmed), self._config.tolerance
+        # Few matches are confirmed where a set is wrong: each has the share of its set as weight.
+        shares = [np.full(len(m), confirmed_share(placed)) for m, placed in zip(self._confirmed, self._sets)]
+        weights = np.concatenate(shares)
+
+        def support(F: np.ndarray) -> float:
+            return float(weights[_distances(F, matches) < tolerance].sum())
+
+        found = max(self._proposals, key=support)
+        distances = _distances(found, matches)
+        if (distances < tolerance).sum() < self._config.least:
+            return None
+        near = matches.filter(distances < _NEAR * tolerance)
+        found = max([found, *_proposals(near, self._config)], key=support)
+        checked = [one.matches.filter(one.checked) for one in self._sets]
+        return [one.filter(_distances(found, one) < self._config.kept) for one in checked]
 
 
 def _best_first(placed: PlacedMatches) -> Matches:

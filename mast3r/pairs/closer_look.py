@@ -23,7 +23,7 @@ from mast3r.pairs.map_matching import in_original_pixels, match_pairs
 from mast3r.pairs.two_view import Described, ModelInput, TokenCache, describe, input_side, model_input
 from mast3r.tiling.matching import merge_duplicates
 from mast3r.tiling.tiles import on_image
-from multiview.consensus import ConsensusConfig, agreeing_matches, rival_geometries
+from multiview.consensus import Consensus, ConsensusConfig
 from multiview.images import Image, ImageTransform, resample, rotated
 from multiview.local_affine import local_affines
 from multiview.matches import Matches, concatenated
@@ -157,12 +157,14 @@ def look_closer(
         looks |= dict(zip(best, map(placer.place, _matched(parts, best, config))))
         if max(map(confirmed_share, looks.values())) >= search.convinced:
             break
+    consensus = Consensus((first, *looks.values()), search.consensus)
     for _ in range(search.zooms):
-        rivals = rival_geometries((first, *looks.values()), search.rivals, search.consensus)
-        zoomed = dict.fromkeys(_around(parts, found) for found in rivals if len(found) >= _LEAST_ZOOM)
-        fresh = [pair for pair in zoomed if pair not in looks]
-        looks |= dict(zip(fresh, map(placer.place, _matched(parts, fresh, config))))
-    agreeing = agreeing_matches((first, *looks.values()), search.consensus)
+        rivals = [found for found in consensus.rivals(search.rivals) if len(found) >= _LEAST_ZOOM]
+        fresh = [pair for pair in dict.fromkeys(_around(parts, found) for found in rivals) if pair not in looks]
+        zoomed = dict(zip(fresh, map(placer.place, _matched(parts, fresh, config))))
+        consensus.add(zoomed.values())
+        looks |= zoomed
+    agreeing = consensus.agreeing()
     logger.info("closer look: %d pairs of parts; they %s", len(looks), "agree" if agreeing else "do not agree")
     return _joined(agreeing) if agreeing else first.kept(placer.config.min_checked)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiview.consensus import ConsensusConfig, agreeing_matches, rival_geometries
+from multiview.consensus import Consensus, ConsensusConfig, agreeing_matches
 from multiview.matches import Matches, concatenated
 from multiview.photometric import PlacedMatches
 from tests.multiview.two_view_scene import TwoViewScene
@@ -74,15 +74,15 @@ def test_rival_geometries_come_apart():
     scene = TwoViewScene()
     right = [scene.matches(60, noise=0.1, seed=k) for k in range(3)]
     wrong = shifted(scene, 90, (70, 30), 1)
-    found = rival_geometries([placed(m) for m in (wrong, *right)], 4)
+    found = Consensus([placed(m) for m in (wrong, *right)]).rivals(4)
     assert 2 <= len(found) <= 4
     counts = [len(one) for one in found]
     assert counts == sorted(counts, reverse=True)
     assert len(found[0]) > 0.9 * 180
     assert (errors(scene, found[0]) < 1).mean() > 0.9
     assert any(len(one) > 80 and (errors(scene, one) > 5).mean() > 0.9 for one in found[1:])
-    assert len(rival_geometries([placed(m) for m in (wrong, *right)], 1)) == 1
-    assert rival_geometries([placed(wrong.filter(np.zeros(90, bool)))], 4) == []
+    assert len(Consensus([placed(m) for m in (wrong, *right)]).rivals(1)) == 1
+    assert Consensus([placed(wrong.filter(np.zeros(90, bool)))]).rivals(4) == []
 
 
 def test_sets_that_the_photos_confirm_outvote_larger_ones_that_they_do_not():
