@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dust3r.heads.postprocess import channel_norm
 from dust3r.utils.geometry import (
     geotrf,
     get_joint_pointcloud_center_scale,
@@ -90,7 +91,7 @@ class L21Loss(PointDistance):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """(..., D) and (..., D) points -> (...) Euclidean distances."""
-        return (a - b).norm(dim=-1)
+        return channel_norm(a - b)[..., 0]
 
 
 L21 = L21Loss()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,24 +31,95 @@ def lr_at(epoch: float, *, lr: float, min_lr: float = 0.0, warmup_epochs: float 
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer | JointOptimizer, lr: float) -> None:
     """Give every parameter group of `optimizer` the rate `lr` times its `lr_scale` (default 1)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module, weight_decay: float, *, leave_out: Sequence[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Trainable parameters for AdamW in two groups: with decay, and without (1-D tensors and biases).
+
+    Args:
+        model: whose parameters.
+        weight_decay: of the first group.
+        leave_out: parameters that another optimiser takes.
 
     Returns:
         Groups with keys `params`, `weight_decay` and `lr_scale` (1.0); empty groups are left out.
     """
+    others = {id(parameter) for parameter in leave_out}
     decayed, plain = [], []
     for name, param in model.named_parameters():
-        if param.requires_grad:
+        if param.requires_grad and id(param) not in others:
             (plain if param.ndim <= 1 or name.endswith(".bias") else decayed).append(param)
     groups = [(decayed, weight_decay), (plain, 0.0)]
     return [{"params": params, "weight_decay": wd, "lr_scale": 1.0} for params, wd in groups if params]
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Trainable weight matrices inside the transformer blocks of `model`: what Muon is made for."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and "_blocks" in name.removeprefix(_COMPILED_PREFIX)
+    ]
+
+
+class JointOptimizer:
+    """Several optimisers of disjoint parameters that step, save and load as one.
+
+    Args:
+        *parts: the optimisers; their parameter groups are joined in this order.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Update all parameters."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State in the form of a single optimiser: parameters are numbered through all parts."""
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        for part, first in zip(self.parts, self._first_numbers()):
+            own = part.state_dict()
+            state |= {first + number: value for number, value in own["state"].items()}
+            groups += [{**group, "params": [first + n for n in group["params"]]} for group in own["param_groups"]]
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` of an equally built optimiser returned."""
+        groups = iter(state_dict["param_groups"])
+        for part, first in zip(self.parts, self._first_numbers()):
+            own = [next(groups) for _ in part.param_groups]
+            numbers = {number for group in own for number in group["params"]}
+            part.load_state_dict(
+                {
+                    "state": {n - first: value for n, value in state_dict["state"].items() if n in numbers},
+                    "param_groups": [{**group, "params": [n - first for n in group["params"]]} for group in own],
+                }
+            )
+
+    def _first_numbers(self) -> list[int]:
+        counts = [sum(len(group["params"]) for group in part.param_groups) for part in self.parts]
+        return [sum(counts[:k]) for k in range(len(counts))]
 
 
 def clip_grad_norm(parameters: nn.Module | Iterable[Tensor], max_norm: float | None) -> Tensor:

@@ -50,6 +50,7 @@ class TrainConfig:
         session_minutes: this process saves and ends after so many minutes, wherever the run stands.
         batch_size: pairs per process and micro-batch, unless a stage says otherwise.
         accum_iter: micro-batches per optimiser step.
+        optimizer: "adamw", or "muon" for the matrices of the transformer blocks with AdamW for the rest.
         lr: highest learning rate.
         min_lr: learning rate at the end of the half cosine.
         warmup: fraction of the run in which the learning rate rises linearly from 0.
@@ -79,6 +80,7 @@ class TrainConfig:
     session_minutes: float | None = None
     batch_size: int = 16
     accum_iter: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     min_lr: float = 1e-6
     warmup: float = 0.02

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dust3r.optim import EMA
+from dust3r.optim import EMA, JointOptimizer
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class TrainState:
     """The mutable objects of a run. `ema` is None when no average of the weights is kept."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | JointOptimizer
     ema: EMA | None = None
     counters: Counters = field(default_factory=Counters)
 
@@ -94,7 +94,7 @@ class TrainState:
         self.counters = Counters(**state["counters"])
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+def _load_moments(optimizer: torch.optim.Optimizer | JointOptimizer, saved: Mapping[str, Any]) -> None:
     current = optimizer.state_dict()
     sizes = [[len(group["params"]) for group in groups] for groups in (current["param_groups"], saved["param_groups"])]
     if sizes[0] != sizes[1]:

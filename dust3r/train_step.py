@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dust3r.inference import make_batch_symmetric
-from dust3r.optim import EMA, clip_grad_norm, param_groups, set_lr
+from dust3r.optim import EMA, JointOptimizer, block_matrices, clip_grad_norm, param_groups, set_lr
 from dust3r.train_config import TrainConfig
 from dust3r.train_state import TrainState
 from dust3r.utils.processes import World
@@ -23,12 +23,25 @@ View = dict[str, Any]
 Criterion = Callable[[View, View, View, View], tuple[torch.Tensor, Mapping[str, Any]]]
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW on all trainable parameters; vectors and biases are not decayed. Fused where torch offers it."""
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | JointOptimizer:
+    """The optimiser of `config` on all trainable parameters; vectors and biases are not decayed.
+
+    AdamW is fused where torch offers it. Muon (Jordan 2024, its steps scaled to the size of AdamW's as by Liu et al.
+    2025) takes the matrices of the transformer blocks and leaves the rest to AdamW.
+
+    Raises:
+        RuntimeError: if Muon is asked for and this torch has none.
+    """
     devices = {parameter.device.type for parameter in model.parameters()}
-    fused = devices <= {"cpu", "cuda"}
-    groups = param_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    matrices = block_matrices(model) if config.optimizer == "muon" else []
+    groups = param_groups(model, config.weight_decay, leave_out=matrices)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=devices <= {"cpu", "cuda"})
+    if not matrices:
+        return adamw
+    if not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}: use 'adamw'")
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return JointOptimizer(adamw, muon)
 
 
 def build_state(model: nn.Module, config: TrainConfig) -> TrainState:

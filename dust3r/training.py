@@ -45,6 +45,7 @@ from dust3r.utils.processes import (
     World,
     allow_fast_kernels,
     join_world,
+    keep_freed_memory,
     resolve_device,
     seed_process,
     stop_on_signals,
@@ -411,6 +412,7 @@ def train(args: argparse.Namespace) -> TrainState:
     names |= {name: getattr(datasets, name) for name in datasets.__all__}
     device = resolve_device("auto")
     allow_fast_kernels(device, benchmark=not args.disable_cudnn_benchmark)
+    keep_freed_memory()
     with join_world(device) as world:
         plan = plan_official_run(args, {**names, "AsymmetricCroCo3DStereo": AsymmetricCroCo3DStereo}, device)
         seed_process(args.seed, world)

@@ -439,6 +439,8 @@ class ConfMatchingLoss(MultiLoss):
         confmode: how the two pixels' confidences combine: `prod` c1 c2, `mean` (c1 + c2) / 2.
         neg_conf_loss_quantile: False, or q: pixels without a match get this quantile of the valid losses as
             loss.
+        unweighted: weight of the matching loss without confidence, added; the same as `+ unweighted * pixel_loss`
+            in one evaluation instead of two.
     """
 
     def __init__(
@@ -447,6 +449,8 @@ class ConfMatchingLoss(MultiLoss):
         alpha: float = 1.0,
         confmode: Literal["prod", "mean"] = "prod",
         neg_conf_loss_quantile: float | Literal[False] = False,
+        *,
+        unweighted: float = 0.0,
     ):
         super().__init__()
         if not alpha > 0:
@@ -457,10 +461,12 @@ class ConfMatchingLoss(MultiLoss):
         self.alpha = alpha
         self.confmode = confmode
         self.neg_conf_loss_quantile = neg_conf_loss_quantile
+        self.unweighted = unweighted
 
     def get_name(self) -> str:
         """`ConfLoss(...)` around the matching loss."""
-        return f"ConfLoss({self.pixel_loss.get_name()})"
+        name = self.pixel_loss.get_name()
+        return f"ConfLoss({name})" + (f" + {self.unweighted:g}*{name}" if self.unweighted else "")
 
     def compute_loss(
         self, gt1: View, gt2: View, pred1: View, pred2: View, *, dist_clip: float | None = None
@@ -473,8 +479,9 @@ class ConfMatchingLoss(MultiLoss):
         loss = masked_mean(confidence_weighted(rows, conf, self.alpha), corres.valid)
         if self.neg_conf_loss_quantile:
             loss = loss + self._unmatched_loss(rows, corres.valid, conf1, conf2)
+        plain = masked_mean(rows, corres.valid)
         details = {"matching_conf_loss": loss.detach()} | confidence_details(conf1, conf2)
-        return loss, details | {"MatchingLoss": masked_mean(rows.detach(), corres.valid)}
+        return loss + self.unweighted * plain, details | {"MatchingLoss": plain.detach()}
 
     def _unmatched_loss(self, rows: Tensor, valid: Tensor, conf1: Tensor, conf2: Tensor) -> Tensor:
         valid_rows = rows.detach().masked_fill(~valid, torch.nan).flatten()

@@ -37,7 +37,7 @@ from dust3r.training import (
 )
 from dust3r.training import get_args_parser as dust3r_args_parser
 from dust3r.utils.expression import build
-from dust3r.utils.processes import allow_fast_kernels, join_world, resolve_device
+from dust3r.utils.processes import allow_fast_kernels, join_world, keep_freed_memory, resolve_device
 from mast3r import datasets as mast3r_datasets
 from mast3r import losses
 from mast3r.evaluation.datasets import EvaluationScene, read_scenes
@@ -131,7 +131,7 @@ def small_criterion() -> Criterion:
     """
     matching = MatchingLoss(InfoNCE(0.07, mode="proper"))
     regression = ConfLoss(Regr3D(L21, norm_mode="?avg_dis"), alpha=1.0)
-    return 2.0 * regression + matching + 0.3 * ConfMatchingLoss(matching, alpha=3.0, confmode="mean")
+    return 2.0 * regression + 0.3 * ConfMatchingLoss(matching, alpha=3.0, confmode="mean", unweighted=1 / 0.3)
 
 
 SMALL_CURRICULUM = (
@@ -146,6 +146,10 @@ LONGER_CURRICULUM = (
 
 FINE_CURRICULUM = (
     Stage(1.0, 224, 224, 6, overlap_start=(0.1, 0.9), overlap_end=(0.1, 0.9), difficulty=(1.0, 1.0), n_corres=1024),
+)
+
+WIDE_CURRICULUM = (
+    Stage(1.0, 224, 224, 8, overlap_start=(0.1, 0.8), overlap_end=(0.1, 0.8), difficulty=(1.0, 1.0), n_corres=1024),
 )
 
 SMALL = Preset(
@@ -169,6 +173,8 @@ SMALL = Preset(
 
 FINE = replace(SMALL, config=replace(SMALL.config, lr=1e-3, amp="bf16", curriculum=FINE_CURRICULUM))
 
+DEEP = replace(FINE, model=small_model(enc_depth=12, dec_depth=8))
+
 PRESETS: dict[str, Preset] = {
     "small-224": SMALL,
     # goes on where small-224 ended, with `--init_from` its weights: the full difficulty from the first step
@@ -176,7 +182,9 @@ PRESETS: dict[str, Preset] = {
     # goes on from there at the full image size only, in bfloat16 wherever it runs
     "small-224-fine": FINE,
     # goes on deeper, with `--deepen_from` those weights: 33 of the 40 MB that a shipped file may have
-    "small-224-deep": replace(FINE, model=small_model(enc_depth=12, dec_depth=8)),
+    "small-224-deep": DEEP,
+    # goes on with Muon, larger batches and fewer near views; for two processes or a GPU
+    "small-224-wide": replace(DEEP, config=replace(DEEP.config, optimizer="muon", curriculum=WIDE_CURRICULUM)),
     "tiny": Preset(  # for trying things out and for tests: learns nothing useful, runs in seconds
         model=small_model(
             img_size=(64, 64),
@@ -284,6 +292,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     own.add_argument("--restart", action="store_true", help="do not continue what lies in --output_dir")
     own.add_argument("--init_from", type=Path, help="weights (.safetensors) to start from, for example shipped ones")
     own.add_argument("--deepen_from", type=Path, help="weights of a model with fewer layers to start from")
+    own.add_argument("--optimizer", choices=("adamw", "muon"), help="muon: on the matrices of the blocks")
     own.add_argument("--log_every", type=int, help="steps per log line")
     own.add_argument("--eval_every", type=int, help="steps per evaluation")
     own.add_argument(
@@ -315,6 +324,7 @@ def train(args: argparse.Namespace) -> TrainState:
     """Run `train.py` with the parsed flags; returns the state at the end."""
     device = resolve_device(args.device)
     allow_fast_kernels(device, benchmark=not args.disable_cudnn_benchmark)
+    keep_freed_memory()
     with join_world(device) as world:
         plan = plan_loader_run(args, device) if args.train_dataset else plan_own_run(args, device)
         seed_process(plan.config.seed, world)
@@ -388,7 +398,7 @@ def build_model(args: argparse.Namespace, preset: Preset) -> nn.Module:
 def changed_config(config: TrainConfig, args: argparse.Namespace) -> TrainConfig:
     """`config` with the flags that were given."""
     names = (
-        "steps", "minutes", "session_minutes", "batch_size", "accum_iter", "lr", "min_lr", "weight_decay",
+        "steps", "minutes", "session_minutes", "batch_size", "accum_iter", "optimizer", "lr", "min_lr", "weight_decay",
         "seed", "grad_clip", "ema_decay", "symmetrize", "compile", "log_every", "eval_every", "save_every",
         "keep_every", "split_mb",
     )  # fmt: skip

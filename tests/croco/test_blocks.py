@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from croco.models.blocks import Attention, Block, CrossAttention, DecoderBlock, DropPath, PatchEmbed
+from croco.models.blocks import Attention, Block, CrossAttention, DecoderBlock, DropPath, PatchEmbed, attend
 from croco.models.masking import RandomMask, gather_tokens, scatter_tokens, visible_indices
 from croco.models.pos_embed import RoPE2D, grid_positions
 
@@ -30,6 +30,19 @@ def test_self_attention_is_the_definition(rope):
         q, k = rope(q, positions), rope(k, positions)
     expected = attention.proj(plain_attention(q, k, v).transpose(1, 2).reshape(2, 6, 24))
     torch.testing.assert_close(attention(x, positions), expected)
+
+
+def test_bfloat16_training_follows_full_precision():
+    """Where gradients are wanted on a CPU the kernel is another one."""
+    exact = [torch.randn(2, 3, n, 8, dtype=torch.bfloat16).float().requires_grad_() for n in (5, 7, 7)]
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    results = [attend(*inputs) for inputs in (exact, half)]
+    assert results[1].dtype == torch.bfloat16
+    torch.testing.assert_close(results[1].float(), results[0], rtol=0.03, atol=0.02)
+    towards = torch.randn_like(results[0]).bfloat16()
+    expected = torch.autograd.grad(results[0], exact, towards.float())
+    for ours, theirs in zip(torch.autograd.grad(results[1], half, towards), expected):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.05)
 
 
 def test_cross_attention_is_the_definition():

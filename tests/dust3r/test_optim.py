@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dust3r.optim import EMA, clip_grad_norm, lr_at, param_groups, set_lr
+from dust3r.optim import EMA, JointOptimizer, block_matrices, clip_grad_norm, lr_at, param_groups, set_lr
 
 few = settings(max_examples=30, deadline=None)
 
@@ -182,3 +183,63 @@ def test_average_refuses_bad_input():
     state = EMA(nn.Linear(2, 2)).state_dict()
     with pytest.raises(ValueError, match="another model"):
         EMA(small_model()).load_state_dict(state)
+
+
+# ---------------------------------------------------------------------------------- joint optimisers
+
+
+def joint(model):
+    """Two optimisers with states of different kinds, one for each linear layer."""
+    return JointOptimizer(
+        torch.optim.AdamW(model[0].parameters(), lr=0.1), torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
+    )
+
+
+def give_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_joint_optimizer_steps_like_its_parts():
+    model, twin = small_model(), small_model()
+    together = joint(model)
+    alone = (
+        torch.optim.AdamW(twin[0].parameters(), lr=0.1),
+        torch.optim.SGD(twin[2].parameters(), lr=0.1, momentum=0.9),
+    )
+    for seed in range(3):
+        give_gradients(model, seed)
+        give_gradients(twin, seed)
+        together.step()
+        for part in alone:
+            part.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+    together.zero_grad()
+    assert all(p.grad is None for layer in (model[0], model[2]) for p in layer.parameters())
+
+
+def test_joint_optimizer_continues_from_its_state():
+    model = small_model()
+    first = joint(model)
+    give_gradients(model, 0)
+    first.step()
+    twin = small_model(seed=1)
+    twin.load_state_dict(model.state_dict())
+    second = joint(twin)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert [group["params"] for group in first.state_dict()["param_groups"]] == [[0, 1], [2, 3]]
+    for optimizer, net in ((first, model), (second, twin)):
+        give_gradients(net, 1)
+        set_lr(optimizer, 0.01)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+
+
+def test_matrices_of_transformer_blocks_are_found():
+    model = nn.ModuleDict({"enc_blocks": small_model(), "head": small_model()})
+    model["enc_blocks"][2].weight.requires_grad_(False)
+    found = block_matrices(model)
+    assert [id(p) for p in found] == [id(model["enc_blocks"][0].weight)]
+    rest = param_groups(model, 0.1, leave_out=found)
+    assert id(found[0]) not in {id(p) for group in rest for p in group["params"]}

@@ -34,6 +34,7 @@ class TinyNet(nn.Module):
         super().__init__()
         self.config = {"width": 8}
         self.embed = nn.Conv2d(3, 8, 8, 8)
+        self.some_blocks = nn.ModuleList([nn.Linear(8, 8, bias=False)])
         self.norm = nn.LayerNorm(8)
         self.out = nn.Linear(8, 3)
 
@@ -41,7 +42,8 @@ class TinyNet(nn.Module):
         return tuple({"y": self._one(view["img"])} for view in (view1, view2))
 
     def _one(self, image):
-        x = self.norm(self.embed(image).flatten(2).mean(2))
+        x = self.embed(image).flatten(2).mean(2)
+        x = self.norm(x + self.some_blocks[0](x))
         return self.out(x + 0.01 * torch.randn_like(x) if self.training else x)
 
 
@@ -106,9 +108,11 @@ def assert_same(a, b, path: str = "state") -> None:
 # --- resuming ---
 
 
-@pytest.mark.parametrize("accum", [1, 2])
-def test_resumed_run_equals_uninterrupted_run_to_the_bit(tmp_path, accum):
-    config = replace(CONFIG, accum_iter=accum, ahead=False)  # so that the signal comes during a known step
+@pytest.mark.parametrize(("accum", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "muon")])
+def test_resumed_run_equals_uninterrupted_run_to_the_bit(tmp_path, accum, optimizer):
+    config = replace(
+        CONFIG, accum_iter=accum, optimizer=optimizer, ahead=False
+    )  # so that the signal comes during a known step
     torch.manual_seed(5)
     fit(make_net(), criterion, source, config, output_dir=tmp_path / "whole")
     torch.manual_seed(5)
@@ -121,6 +125,40 @@ def test_resumed_run_equals_uninterrupted_run_to_the_bit(tmp_path, accum):
         assert state["counters"].pop("seconds") > 0
     assert_same(whole, parts)
     assert whole["counters"] == {"step": 6, "pairs": 12 * accum, "skipped": 0}
+
+
+def test_state_of_another_optimizer_is_refused(tmp_path):
+    fit(make_net(), criterion, source, CONFIG, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="parameter groups"):
+        fit(make_net(), criterion, source, replace(CONFIG, optimizer="muon"), output_dir=tmp_path)
+
+
+def test_torch_without_muon_is_named(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(RuntimeError, match=r"needs torch 2\.9"):
+        fit(make_net(), criterion, source, replace(CONFIG, optimizer="muon"), output_dir=tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+def test_freed_memory_is_used_again():
+    """In a process of its own: the pages of freed tensors are not asked for again."""
+    code = """
+        import resource, torch
+        from dust3r.utils.processes import keep_freed_memory
+        if not keep_freed_memory():
+            raise SystemExit("no glibc")
+        faults = []
+        for _ in range(6):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            parts = [torch.ones(4_000_000) for _ in range(4)]
+            del parts
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        assert faults[0] > 1000 and max(faults[3:]) < 100, faults
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    if "no glibc" in run.stderr:
+        pytest.skip("another C library")
+    assert run.returncode == 0, run.stderr
 
 
 def test_state_is_plain_and_complete(tmp_path):

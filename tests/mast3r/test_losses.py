@@ -358,6 +358,18 @@ def test_without_valid_matches_losses_and_gradients_are_finite(use_pts3d, quanti
     assert all(torch.isfinite(g).all() for g in grads)
 
 
+def test_unweighted_part_equals_the_sum_of_two_losses():
+    gt1, gt2, pred1, pred2 = make_batch()
+    matching = MatchingLoss(InfoNCE(mode="proper"))
+    joint = 0.3 * ConfMatchingLoss(matching, 3.0, "mean", unweighted=2.0)
+    apart = 0.3 * ConfMatchingLoss(matching, 3.0, "mean") + 0.6 * matching
+    leaves = [pred[key].requires_grad_() for pred in (pred1, pred2) for key in ("desc", "desc_conf")]
+    losses = [criterion(gt1, gt2, pred1, pred2)[0] for criterion in (joint, apart)]
+    torch.testing.assert_close(*losses)
+    for a, b in zip(*(torch.autograd.grad(loss, leaves) for loss in losses)):
+        torch.testing.assert_close(a, b)
+
+
 def test_confidence_loss_is_minimal_at_alpha_over_loss():
     gt1, gt2, pred1, pred2 = make_batch(n=2, batch=1)
     gt1["valid_corres"] = torch.tensor([[True, False]])
