@@ -183,8 +183,12 @@ PRESETS: dict[str, Preset] = {
     "small-224-fine": FINE,
     # goes on deeper, with `--deepen_from` those weights: 33 of the 40 MB that a shipped file may have
     "small-224-deep": DEEP,
-    # goes on with Muon, larger batches and fewer near views; for two processes or a GPU
-    "small-224-wide": replace(DEEP, config=replace(DEEP.config, optimizer="muon", curriculum=WIDE_CURRICULUM)),
+    # goes on with Muon, larger batches, fewer near views and turned cameras; for two processes or a GPU
+    "small-224-wide": replace(
+        DEEP,
+        config=replace(DEEP.config, optimizer="muon", curriculum=WIDE_CURRICULUM),
+        scenes=SyntheticConfig(turned=0.35),
+    ),
     "tiny": Preset(  # for trying things out and for tests: learns nothing useful, runs in seconds
         model=small_model(
             img_size=(64, 64),
@@ -363,7 +367,7 @@ def plan_own_run(args: argparse.Namespace, device: torch.device) -> RunPlan:
     textures = replace(preset.scenes.textures, folder=args.textures, exclude=excluded)
     compiled = preset.scenes.compile if args.compile_scenes is None else args.compile_scenes
     scenes = replace(preset.scenes, textures=textures, compile=compiled)
-    unseen = replace(scenes, textures=replace(textures, split="test"), compile=False)
+    unseen = replace(scenes, textures=replace(textures, split="test"), compile=False, turned=0.0)  # the same for all
     return RunPlan(
         model=model,
         criterion=criterion,

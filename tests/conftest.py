@@ -14,6 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 
+def pytest_configure() -> None:
+    """Workers that run side by side share the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
 def golden_dir() -> Path:
     """Folder of the golden fixtures: `GOLDEN_DIR` when set, else `tests/golden`."""
     return Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")

@@ -50,6 +50,17 @@ def test_other_seed_other_batch(engine, views):
     assert not torch.equal(views[0]["img"], other[0]["img"])
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_camera_of_the_turned_pairs_is_rolled(share):
+    config = SyntheticConfig(textures=TEXTURES, roll_degrees=0.0, turned=share, compile=False)
+    pairs = SceneEngine(config).pairs(5, 12, height=32, width=32)
+    # without roll the x axis of a camera is level
+    level = torch.stack([view["camera_pose"][:, 2, 0].abs() < 1e-4 for view in pairs])
+    assert level.any(dim=0).all()
+    assert (~level).any(dim=0).float().mean() == pytest.approx(share)
+    assert share == 0 or (~level).any(dim=1).all()  # now the first camera, now the second
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_depth_points_and_pose_agree(views, which):
     view = views[which]

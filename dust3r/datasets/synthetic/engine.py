@@ -42,6 +42,7 @@ class SyntheticConfig:
         families: names and relative frequencies of the scene families.
         fov_degrees: range of the field of view along the longer side.
         roll_degrees: standard deviation of the cameras' roll.
+        turned: share of pairs, 0 to 1, one of whose cameras is rolled by any angle.
         photometric: strength of the camera response's variation, 0 to 1.
         compile: compile the renderer (needs a C++ compiler on a CPU; falls back to eager without one).
     """
@@ -57,6 +58,7 @@ class SyntheticConfig:
     )
     fov_degrees: tuple[float, float] = (35.0, 100.0)
     roll_degrees: float = 8.0
+    turned: float = 0.0
     photometric: float = 1.0
     compile: bool = True
 
@@ -184,8 +186,9 @@ class SceneEngine:
         """Choose among candidates the first camera with the clearest view, then the second with the wanted overlap."""
         plan, n = scenes.plan, len(scenes.plan.reach)
         fov = rng.uniform(*self.config.fov_degrees, n, 1)
+        turns = _draw_turns(rng, n, self.config.turned)
         eye, target = _draw_eyes(rng, plan, _FIRST)
-        roll = self.config.roll_degrees * difficulty
+        roll = rng.normal(self.config.roll_degrees * difficulty, n, _FIRST) + turns[0][:, None]
         first = self._candidates(rng, eye, target, fov.expand(n, _FIRST), roll, height, width)
         depth, _ = self._probe(scenes.solids, first, _FIRST, height, width)
         pick = _clearest(depth.cpu(), plan.metric)
@@ -195,6 +198,7 @@ class SceneEngine:
         other_fov = torch.where(
             rng.chance(1 - 0.5 * difficulty, n, 1), fov, rng.uniform(*self.config.fov_degrees, n, 1)
         )
+        roll = rng.normal(self.config.roll_degrees * difficulty, n, _SECOND) + turns[1][:, None]
         second = self._candidates(rng, eye, target, other_fov.expand(n, _SECOND), roll, height, width)
         seen, clear = self._overlaps(scenes.solids, chosen, second, height, width)
         wanted = rng.uniform(*overlap, n, 1)
@@ -202,11 +206,10 @@ class SceneEngine:
         return chosen, second.select(rows * _SECOND + cost.argmin(1))
 
     def _candidates(
-        self, rng: Rng, eye: Tensor, target: Tensor, fov: Tensor, roll_degrees: float, height: int, width: int
+        self, rng: Rng, eye: Tensor, target: Tensor, fov: Tensor, roll: Tensor, height: int, width: int
     ) -> Cameras:
-        n, k = eye.shape[:2]
-        roll = torch.deg2rad(rng.normal(roll_degrees, n * k))
-        pose = look_at(eye.flatten(0, 1), target.flatten(0, 1), roll)
+        """Cameras (B * k) at `eye` that look at `target` (B, k, 3), with field of view and `roll` (B, k) in degrees."""
+        pose = look_at(eye.flatten(0, 1), target.flatten(0, 1), torch.deg2rad(roll.flatten()))
         return Cameras(draw_intrinsics(rng, fov.flatten(), height, width), pose)
 
     def _probe(self, solids: Solids, cameras: Cameras, k: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -339,6 +342,15 @@ def _shrunk(cameras: Cameras, height: int, width: int) -> Cameras:
     shift = torch.zeros(3, 3)
     shift[0, 2], shift[1, 2] = 0.5 * sx - 0.5, 0.5 * sy - 0.5
     return Cameras(cameras.K * scale + shift, cameras.world_from_cam)
+
+
+def _draw_turns(rng: Rng, n: int, share: float) -> Tensor:
+    """Roll (2, n) in degrees, any angle for one camera of a `share` of the pairs; nothing is drawn for a share of 0."""
+    if not share:
+        return torch.zeros(2, n)
+    angle = torch.where(rng.chance(share, n), rng.uniform(-180, 180, n), 0.0)
+    is_first = rng.chance(0.5, n)
+    return torch.stack([torch.where(is_first, angle, 0.0), torch.where(is_first, 0.0, angle)])
 
 
 def _draw_eyes(rng: Rng, plan: CameraPlan, k: int) -> tuple[Tensor, Tensor]:
