@@ -259,7 +259,8 @@ class TrainingRun:
         with averaged_weights(self.state) as model:
             metrics = dict(self.evaluate(model, self.counters.step))
             self._keep_best(model, metrics)
-        self.log.write("eval", {"step": self.counters.step, "pairs": self.counters.pairs, **metrics})
+        # what a measurement calls pairs or points must not hide how far the run is
+        self.log.write("eval", {**metrics, "step": self.counters.step, "pairs": self.counters.pairs})
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         logger.info("step %d: %s", self.counters.step, text)
 

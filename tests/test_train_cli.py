@@ -46,7 +46,9 @@ def test_preset_trains_evaluates_and_exports(tmp_path, plane):
     path = tmp_path / "out" / "weights.safetensors"
     state = run(tmp_path / "run", "--steps", 4, "--log_every", 2, "--export", path, "--note", "planes only")
     assert state.counters.step == 4
-    assert "within_8px" in log_records(tmp_path / "run", "eval")[0]
+    evaluation = log_records(tmp_path / "run", "eval")[0]
+    assert "within_8px" in evaluation
+    assert evaluation["pairs"] == log_records(tmp_path / "run", "train")[-1]["pairs"]
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["licence"] == "Apache-2.0"
     assert card["steps"] == 4
