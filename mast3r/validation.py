@@ -6,7 +6,7 @@ far are the predicted pointmaps from the truth once their common scale is remove
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -69,8 +69,38 @@ class SyntheticMetrics:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class JudgedPair:
+    """One rendered pair as a network saw it.
+
+    Attributes:
+        errors: (N,) distance in pixels between best and true match of each visible grid point of view 1.
+        changes: (N, 3) how the surroundings of these points change from view 1 to view 2, see `view_changes`.
+        pointmap: (M,) relative error of each valid pixel of both views, see `pointmap_errors`.
+    """
+
+    errors: Tensor
+    changes: Tensor
+    pointmap: Tensor
+
+
+def evaluate_synthetic(model: nn.Module, engine: PairEngine, **request: Any) -> SyntheticMetrics:
+    """Measure `model` on the fixed set of pairs that `engine` renders; arguments as in `judged_pairs`."""
+    return summarise(list(judged_pairs(model, engine, **request)))
+
+
+def summarise(judged: Sequence[JudgedPair]) -> SyntheticMetrics:
+    """The quality of all pairs together."""
+    distances = torch.cat([pair.errors for pair in judged])
+    shares = [(distances <= radius).float().mean() for radius in RADII_PX]
+    medians = torch.stack([pair.pointmap.median() for pair in judged])
+    means = torch.stack([pair.pointmap.mean() for pair in judged])
+    values = torch.stack([*shares, medians.nanmean(), means.nanmean()]).tolist()
+    return SyntheticMetrics(*values, points=len(distances), pairs=len(judged))
+
+
 @torch.no_grad()
-def evaluate_synthetic(
+def judged_pairs(
     model: nn.Module,
     engine: PairEngine,
     *,
@@ -81,8 +111,8 @@ def evaluate_synthetic(
     overlap: tuple[float, float],
     batch_size: int = 8,
     grid_step: int = 8,
-) -> SyntheticMetrics:
-    """Measure `model` on the fixed set of pairs that `engine` renders from `seed`.
+) -> Iterator[JudgedPair]:
+    """Render the pairs of a set and judge what `model` says of them.
 
     Args:
         model: two-view network in evaluation mode that returns `pts3d`, `pts3d_in_other_view` and `desc`.
@@ -95,18 +125,16 @@ def evaluate_synthetic(
         batch_size: pairs rendered and predicted at once; belongs to the set, as each batch has a seed.
         grid_step: spacing of the judged points of view 1, in pixels.
     """
-    errors, medians, means = [], [], []
     for view1, view2 in _batches(engine, seed, pairs, batch_size, height=height, width=width, overlap=overlap):
         keys = ("img", "true_shape")
         pred1, pred2 = model(*({k: view[k] for k in keys if k in view} for view in (view1, view2)))
-        errors += match_errors(view1, view2, pred1["desc"], pred2["desc"], grid_step=grid_step)
-        for relative in pointmap_errors(view1, view2, pred1["pts3d"], pred2["pts3d_in_other_view"]):
-            medians.append(relative.median())
-            means.append(relative.mean())
-    distances = torch.cat(errors)
-    shares = [(distances <= radius).float().mean() for radius in RADII_PX]
-    values = torch.stack([*shares, torch.stack(medians).nanmean(), torch.stack(means).nanmean()]).tolist()
-    return SyntheticMetrics(*values, points=len(distances), pairs=pairs)
+        rows = zip(
+            match_errors(view1, view2, pred1["desc"], pred2["desc"], grid_step=grid_step),
+            view_changes(view1, view2, grid_step=grid_step),
+            pointmap_errors(view1, view2, pred1["pts3d"], pred2["pts3d_in_other_view"]),
+        )
+        for row in rows:
+            yield JudgedPair(*row)
 
 
 def _batches(engine: PairEngine, seed: int, pairs: int, batch_size: int, **request: Any) -> Iterator[tuple[View, View]]:
@@ -125,16 +153,46 @@ def match_errors(view1: View, view2: View, desc1: Tensor, desc2: Tensor, *, grid
         desc2: (B, H, W, D) descriptors of view 2.
         grid_step: spacing of the points in pixels.
     """
-    height, width = desc1.shape[1:3]
-    ys, xs = (torch.arange(grid_step // 2, size, grid_step, device=desc1.device) for size in (height, width))
-    target, visible = true_targets(view1, view2)
-    target, visible = target[:, ys][:, :, xs], visible[:, ys][:, :, xs]
-    queries = desc1[:, ys][:, :, xs]
+    target, visible, queries = (_on_grid(x, grid_step) for x in (*true_targets(view1, view2), desc1))
     errors = []
     for row in range(len(desc1)):
         best = best_matches(queries[row][visible[row]], desc2[row])
         errors.append((best - target[row][visible[row]]).norm(dim=-1))
     return errors
+
+
+def view_changes(view1: View, view2: View, *, grid_step: int = 8) -> list[Tensor]:
+    """How the surroundings of each visible grid point change from view 1 to view 2, one (N, 3) tensor per pair.
+
+    The columns are the turn in the image plane in degrees (0 .. 180), the change of scale (2 is twice as large in view
+    2) and the foreshortening (1 none, 2 half as wide along one direction): the polar decomposition of the map of
+    neighbouring pixels. Points beside an edge of depth, whose neighbours lie on something else, have chance values.
+
+    Args:
+        view1: training view, as in `match_errors`.
+        view2: training view.
+        grid_step: spacing of the points in pixels.
+    """
+    target, visible = true_targets(view1, view2)
+    across, down = target.new_zeros(target.shape), target.new_zeros(target.shape)
+    across[:, :, 1:-1] = (target[:, :, 2:] - target[:, :, :-2]) / 2
+    down[:, 1:-1] = (target[:, 2:] - target[:, :-2]) / 2
+    maps, visible = (_on_grid(x, grid_step) for x in (torch.stack([across, down], dim=-1), visible))
+    return [_polar(maps[row][visible[row]]) for row in range(len(maps))]
+
+
+def _polar(maps: Tensor) -> Tensor:
+    """Turn in degrees, scale and foreshortening (N, 3) of linear maps (N, 2, 2)."""
+    left, stretch, right = torch.linalg.svd(maps)
+    rotation = left @ right
+    turn = torch.rad2deg(torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0]).abs())
+    large, small = stretch.clamp(min=1e-6).unbind(-1)
+    return torch.stack([turn, (large * small).sqrt(), large / small], dim=-1)
+
+
+def _on_grid(maps: Tensor, step: int) -> Tensor:
+    """Every `step`-th pixel of (B, H, W, ...) maps, along both axes, half a step from the border."""
+    return maps[:, step // 2 :: step, step // 2 :: step]
 
 
 def true_targets(view1: View, view2: View) -> tuple[Tensor, Tensor]:

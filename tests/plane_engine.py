@@ -30,14 +30,15 @@ class PlaneEngine:
         generator = torch.Generator().manual_seed(seed % 2**62)
         draws = torch.rand(batch_size, 3, generator=generator) - 0.5
         second = [camera(0.3 + 0.4 * a, (0.2 + b, -0.1 + c, -0.3)) for a, b, c in draws.tolist()]
-        views = [_view(pose, height, width) for pose in (FIRST_POSE.expand(batch_size, 4, 4), torch.stack(second))]
+        views = [plane_view(pose, height, width) for pose in (FIRST_POSE.expand(batch_size, 4, 4), torch.stack(second))]
         xy = torch.randint(0, min(height, width), (batch_size, n_corres, 2), generator=generator)
         for view in views:  # not true matches; enough to run a loss on
             view["corres"], view["valid_corres"] = xy, torch.ones(batch_size, n_corres, dtype=torch.bool)
         return views[0], views[1]
 
 
-def _view(pose: Tensor, height: int, width: int) -> dict:
+def plane_view(pose: Tensor, height: int, width: int) -> dict:
+    """View of the plane from (B, 4, 4) world_from_cam."""
     rows = len(pose)
     K = torch.tensor([[0.8 * width, 0, width / 2], [0, 0.8 * width, height / 2], [0, 0, 1.0]])
     ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from mast3r.validation import best_matches, evaluate_synthetic, pointmap_errors, true_targets
-from tests.plane_engine import FIRST_POSE, PlaneEngine
+from mast3r.evaluation import rendered
+from mast3r.evaluation.rendered import CHANGES, rendered_table, score_pairs
+from mast3r.validation import (
+    JudgedPair,
+    best_matches,
+    evaluate_synthetic,
+    judged_pairs,
+    pointmap_errors,
+    true_targets,
+    view_changes,
+)
+from tests.plane_engine import FIRST_POSE, PlaneEngine, plane_view
 
 
 class Oracle(nn.Module):
@@ -126,3 +136,66 @@ def test_pairs_without_any_visible_point_give_no_number():
     metrics = evaluate_synthetic(Oracle(), Blind(), **SET)
     assert metrics.points == 0
     assert math.isnan(metrics.within_8px)
+
+
+# --- changes of viewpoint ---
+
+
+def rolled(pose, degrees):
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    roll = torch.eye(4)
+    roll[:2, :2] = torch.tensor([[c, -s], [s, c]])
+    return pose @ roll
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, -75.0, 90.0, 180.0])
+def test_rolled_camera_turns_all_points_alike(degrees):
+    view1 = plane_view(FIRST_POSE[None], 64, 64)
+    view2 = plane_view(rolled(FIRST_POSE, degrees)[None], 64, 64)
+    (changes,) = view_changes(view1, view2)
+    assert len(changes) > 30
+    torch.testing.assert_close(changes[:, 0], torch.full_like(changes[:, 0], abs(degrees)), rtol=0, atol=0.1)
+    torch.testing.assert_close(changes[:, 1:], torch.ones_like(changes[:, 1:]), rtol=1e-3, atol=1e-3)
+
+
+def test_approaching_camera_scales_and_a_slanted_one_foreshortens():
+    view1 = plane_view(FIRST_POSE[None], 64, 64)
+    near = FIRST_POSE.clone()
+    near[:3, 3] += 1.9 * near[:3, 2]  # about half way to the plane
+    (changes,) = view_changes(view1, plane_view(near[None], 64, 64))
+    assert 1.6 < changes[:, 1].median() < 2.4
+    turn = torch.eye(4)
+    turn[0, 0] = turn[2, 2] = math.cos(1.0)
+    turn[0, 2], turn[2, 0] = math.sin(1.0), -math.sin(1.0)
+    slanted = FIRST_POSE @ turn
+    slanted[:3, 3] -= 4.0 * slanted[:3, 2] - 4.0 * FIRST_POSE[:3, 2]  # around the same point
+    (changes,) = view_changes(view1, plane_view(slanted[None], 64, 64))
+    assert changes[:, 2].median() > 1.5
+
+
+def test_changes_belong_to_the_judged_points():
+    for pair in judged_pairs(Oracle(), PlaneEngine(), **SET):
+        assert pair.changes.shape == (len(pair.errors), 3)
+
+
+def test_classes_of_changes_share_out_the_points():
+    changes = torch.tensor([[5.0, 1.0, 1.0], [30.0, 1.0, 1.1], [50.0, 3.0, 9.0], [180.0 - 1e-3, 0.1, 1.5]])
+    pair = JudgedPair(torch.tensor([1.0, 9.0, 7.0, 20.0]), changes, torch.tensor([0.1]))
+    score = score_pairs("set", [pair, pair])
+    for kind in CHANGES:
+        assert sum(c.share for c in score.changes if c.kind == kind) == pytest.approx(1.0)
+    turned = {c.low: c for c in score.changes if c.kind == "turned by degrees"}
+    assert [turned[low].within_8px for low in (0, 20, 45, 90)] == [1.0, 0.0, 1.0, 0.0]
+    assert math.isnan(turned[10].within_8px)
+    text = rendered_table([score])
+    assert "set" in text
+    assert "turned by degrees 45 to 90" in text
+
+
+def test_command_measures_the_shipped_weights(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("dust3r.datasets.synthetic.SceneEngine", PlaneEngine)
+    assert rendered.main(["--pairs", "1", "--sets", "near", "--json", str(tmp_path / "n.json")]) == 0
+    assert "near, overlap 0.7-0.95" in capsys.readouterr().out
+    assert (tmp_path / "n.json").exists()
+    assert rendered.main(["--pairs", "0"]) == 2
+    assert "--pairs must be at least 1" in capsys.readouterr().err
