@@ -14,8 +14,9 @@ import torch
 
 from dust3r.datasets.synthetic import SceneEngine, SyntheticConfig, TextureConfig
 from dust3r.train_step import LossAndGradient
+from dust3r.utils.processes import keep_freed_memory
 from mast3r.model import AsymmetricMASt3R
-from mast3r.training import small_criterion, small_model
+from mast3r.training import PRESETS
 
 
 def seconds(action: Callable[[int], object], device: torch.device, repeats: int) -> float:
@@ -38,15 +39,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compile the training step too")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device, preset = torch.device(args.device), PRESETS["small-224-deep"]
+    keep_freed_memory()  # as train.py does
     engine = SceneEngine(SyntheticConfig(TextureConfig(procedural=24)), device)
 
     def render(seed: int):
-        return engine.pairs(seed, args.batch, height=args.size, width=args.size, n_corres=384)
+        return engine.pairs(seed, args.batch, height=args.size, width=args.size, n_corres=1024)
 
     view1, view2 = ({k: v for k, v in view.items() if k != "true_shape"} for view in render(0))
-    model = AsymmetricMASt3R(**small_model()).to(device)
-    step = LossAndGradient(model, small_criterion(), bf16=device.type == "cuda", compile=args.compile)
+    model = AsymmetricMASt3R(**preset.model).to(device).train()
+    step = LossAndGradient(model, preset.criterion(), bf16=preset.config.uses_bf16(device), compile=args.compile)
     rendering = seconds(render, device, args.repeats) / args.batch
     training = seconds(lambda _: step(view1, view2), device, args.repeats) / args.batch
     threads = torch.get_num_threads()
