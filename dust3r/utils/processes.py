@@ -106,7 +106,7 @@ def keep_freed_memory() -> bool:
     """Let the C library reuse the memory of freed tensors instead of giving it back to the system (glibc only).
 
     Otherwise every step of a training run on a CPU asks for its tensors anew and waits while the system clears each
-    page: a quarter of a step of the small model. The process then keeps the largest amount it ever used.
+    page, up to a quarter of a step of the small model. The process then keeps the largest amount it ever used.
 
     Returns:
         Whether it took effect; elsewhere than on Linux with glibc nothing is done.
