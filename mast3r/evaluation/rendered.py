@@ -8,11 +8,9 @@ are matched.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +25,11 @@ SETS = {"wide": (0.2, 0.6), "near": (0.7, 0.95)}
 RADIUS_PX = 8.0
 
 CHANGES: dict[str, tuple[float, ...]] = {
-    "turned by degrees": (0, 10, 20, 45, 90, math.inf),
-    "scaled by": (0, 0.5, 0.7, 1.4, 2, math.inf),
-    "foreshortened by": (1, 1.3, 1.7, 2.2, 3, math.inf),
+    "turned by degrees": (0, 10, 20, 45, 90),
+    "scaled by": (0, 0.5, 0.7, 1.4, 2),
+    "foreshortened by": (1, 1.3, 1.7, 2.2, 3),
 }
-"""Column of `mast3r.validation.view_changes` -> bounds of the classes told apart."""
+"""Column of `mast3r.validation.view_changes` -> lower bounds of the classes told apart."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,22 @@ class ChangeScore:
     Attributes:
         kind: A key of `CHANGES`.
         low: Lower bound.
-        high: Upper bound, not included.
+        high: Upper bound, not included; None for none.
         share: Share of all points, 0..1.
-        within_8px: Share of these points matched within 8 px; NaN without a point.
+        within_8px: Share of these points matched within 8 px; None without a point.
     """
 
     kind: str
     low: float
-    high: float
+    high: float | None
     share: float
-    within_8px: float
+    within_8px: float | None
+
+    def __str__(self) -> str:
+        """The class and how well it is matched, as a row of a table."""
+        bounds = f"{self.low:g} or more" if self.high is None else f"{self.low:g} to {self.high:g}"
+        hits = "-" if self.within_8px is None else f"{100 * self.within_8px:.0f} %"
+        return f"{f'{self.kind} {bounds}':40s} {100 * self.share:13.0f} %  {hits:>7s}"
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ def score_pairs(name: str, judged: Sequence[JudgedPair]) -> RenderedScore:
     columns = torch.cat([pair.changes for pair in judged]).unbind(-1)
     changes = []
     for (kind, bounds), values in zip(CHANGES.items(), columns):
-        for low, high in pairwise(bounds):
-            inside = (values >= low) & (values < high)
-            share, hits = float(inside.float().mean()), float(right[inside].float().mean())
-            changes.append(ChangeScore(kind, low, high, share, hits))
+        for low, high in zip(bounds, (*bounds[1:], None)):
+            inside = (values >= low) if high is None else (values >= low) & (values < high)
+            hits = float(right[inside].float().mean()) if inside.any() else None
+            changes.append(ChangeScore(kind, low, high, float(inside.float().mean()), hits))
     return RenderedScore(name, summarise(judged).as_dict(), tuple(changes))
 
 
@@ -94,10 +98,7 @@ def rendered_table(scores: Sequence[RenderedScore]) -> str:
         lines.append(f"{score.name:24s} {m['points']:6.0f} {shares}  {m['pointmap_median']:14.3f}")
     for score in scores:
         lines += ["", f"{score.name + ', 8 px':42s} share of points  matched"]
-        lines += [
-            f"  {f'{c.kind} {c.low:g} to {c.high:g}':40s} {100 * c.share:13.0f} %  {100 * c.within_8px:5.0f} %"
-            for c in score.changes
-        ]
+        lines += [f"  {change}" for change in score.changes]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -186,16 +187,19 @@ def test_classes_of_changes_share_out_the_points():
         assert sum(c.share for c in score.changes if c.kind == kind) == pytest.approx(1.0)
     turned = {c.low: c for c in score.changes if c.kind == "turned by degrees"}
     assert [turned[low].within_8px for low in (0, 20, 45, 90)] == [1.0, 0.0, 1.0, 0.0]
-    assert math.isnan(turned[10].within_8px)
+    assert turned[10].within_8px is None
+    assert turned[90].high is None
     text = rendered_table([score])
     assert "set" in text
     assert "turned by degrees 45 to 90" in text
+    assert "turned by degrees 90 or more" in text
 
 
 def test_command_measures_the_shipped_weights(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("dust3r.datasets.synthetic.SceneEngine", PlaneEngine)
     assert rendered.main(["--pairs", "1", "--sets", "near", "--json", str(tmp_path / "n.json")]) == 0
     assert "near, overlap 0.7-0.95" in capsys.readouterr().out
-    assert (tmp_path / "n.json").exists()
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())
+    assert len(numbers["changes"]) == 15
     assert rendered.main(["--pairs", "0"]) == 2
     assert "--pairs must be at least 1" in capsys.readouterr().err
