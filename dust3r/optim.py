@@ -64,7 +64,7 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.ndim == 2 and "_blocks" in name.removeprefix(_COMPILED_PREFIX)
+        if parameter.requires_grad and parameter.ndim == 2 and "_blocks" in name
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,22 +126,13 @@ def _measured(args: argparse.Namespace) -> list[RenderedScore]:
     if args.pairs < 1:
         raise ValueError(f"--pairs must be at least 1, got {args.pairs}.")
     device = resolve_device(args.device)
-    model = load(args.weights, device=device).eval()
+    model = load(args.weights, device=device)
     textures = TextureConfig(folder=args.textures, exclude=tuple(args.exclude_textures), split="test")
     engine = SceneEngine(SyntheticConfig(textures, compile=False), device)
     scores = []
     for name in args.sets:
         low, high = SETS[name]
-        fixed = Validation(pairs=args.pairs, overlap=(low, high))
-        judged = judged_pairs(
-            model,
-            engine,
-            seed=fixed.seed,
-            pairs=fixed.pairs,
-            height=fixed.height,
-            width=fixed.width,
-            overlap=(low, high),
-        )
+        judged = judged_pairs(model, engine, **asdict(Validation(pairs=args.pairs, overlap=(low, high))))
         scores.append(score_pairs(f"{name}, overlap {low:g}-{high:g}", list(judged)))
     return scores
 

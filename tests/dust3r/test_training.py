@@ -110,9 +110,8 @@ def assert_same(a, b, path: str = "state") -> None:
 
 @pytest.mark.parametrize(("accum", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "muon")])
 def test_resumed_run_equals_uninterrupted_run_to_the_bit(tmp_path, accum, optimizer):
-    config = replace(
-        CONFIG, accum_iter=accum, optimizer=optimizer, ahead=False
-    )  # so that the signal comes during a known step
+    # nothing is made ahead, so that the signal comes during a known step
+    config = replace(CONFIG, accum_iter=accum, optimizer=optimizer, ahead=False)
     torch.manual_seed(5)
     fit(make_net(), criterion, source, config, output_dir=tmp_path / "whole")
     torch.manual_seed(5)
